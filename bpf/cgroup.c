@@ -1,0 +1,351 @@
+/* cgroup.c: the entry points of the cgroup hooks, and the stages in which a DNS message is read.
+ *
+ * egress, ingress     every packet of every socket below the workloads' cgroup: they decide
+ * connect, sendmsg    early and in the caller's context: a refused connect() gets EPERM at once, where a
+ *                     dropped SYN would be retried in silence; whose process it is, is noted for the events
+ * resolver            at the root of the hierarchy, only where a trusted resolver is on this host: learns
+ *                     from the answers that leave the resolver's own socket, since what arrives over
+ *                     loopback may be forged
+ * question .. grants  tail-called stages
+ *
+ * Includes are flattened by compile.py: BCC rewrites map calls in the main text only.
+ */
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+
+#include "contract.h"
+#include "packet.h"
+#include "verdict.h"
+#include "flows.h"
+#include "names.h"
+#include "dns.h"
+#include "learn.h"
+
+static __always_inline struct socket *storage_of(struct bpf_sock *sk)
+{
+	return sk ? sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+}
+
+static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return sk ? bpf_sk_fullsock(sk) : NULL;
+}
+
+/* Over loopback a source is loopback, or the very address it goes to: what the kernel itself chooses. */
+static __always_inline int is_forged(const u8 *source, const u8 *destination)
+{
+	return !is_loopback(source) && !same_address(source, destination);
+}
+
+static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32 offset, u64 workload)
+{
+	skb->cb[CB_HOOK] = hook;
+	skb->cb[CB_OFFSET] = offset;
+	skb->cb[CB_WORKLOAD] = workload;
+	skb->cb[CB_WORKLOAD_HIGH] = workload >> 32;
+	stages.call(skb, next);
+}
+
+static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock *sk, struct socket *s,
+					  struct subject *who, const struct packet *p)
+{
+	enum reason reason;
+
+	if (s && (holds(&s->flow, &p->tuple) || recall(s, who, &p->tuple))) {
+		if (s->flow.policy != who->policy || s->flow.generation != who->generation)
+			return judge_again(s, who, &p->tuple);                /* 3 */
+		return s->flow.state == ALLOWED ? ESTABLISHED : s->flow.state;
+	}
+	if (answers_inbound(sk, s, who, p)) {                                 /* 4 */
+		reason = INBOUND;
+		if (s && sk && sk->state != TCP_STATE_LISTEN) {
+			s->passive = 0;
+			remember(s, who, &p->tuple, INBOUND);
+		}
+		return reason;
+	}
+	if (is_neighbour_discovery(p))                                        /* 5 */
+		return NEIGHBOUR;
+	if (is_icmp_error(p))
+		return ICMP_ERROR;
+	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
+	if (s && passes(reason))
+		remember(s, who, &p->tuple, reason);
+	return reason;
+}
+
+int egress(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct subject who = {.hook = HOOK_EGRESS};
+	enum reason reason = read_packet(skb, &p, 1);
+	struct bpf_sock *sk = socket_of(skb);
+	struct socket *s = storage_of(sk);
+	int question = p.tuple.protocol == IPPROTO_UDP, local = skb->ifindex == LOOPBACK_IFINDEX;
+
+	if (s && !reason && holds(&s->flow, &p.tuple) && is_current(&s->flow) &&
+	    (s->flow.state == ALLOWED || s->flow.state == INBOUND)) {     /* 3, the common case */
+		count(s->flow.policy, ESTABLISHED);
+		return PASS;
+	}
+	if (!find_workload(skb, &who))                                        /* 0 */
+		return PASS;
+	who.socket = bpf_get_socket_cookie(skb);
+	if (!who.policy)
+		reason = UNCLASSIFIED;
+	else if (!reason && (local || is_loopback(p.tuple.remote)))           /* 2 */
+		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : LOOPBACK;
+	else if (!reason)                                                     /* 1 */
+		reason = decide(skb, sk, s, &who, &p);
+	if (reason == LOOPBACK && question && may_be_resolver(who.flags, p.tuple.remote_port) &&
+	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
+		reason = RESOLVER;
+	if (!conclude(&who, &p.tuple, s, reason))
+		return DROP;
+	if (reason == RESOLVER && question)
+		stage(skb, STAGE_QUESTION, HOOK_EGRESS, p.transport + 8, who.workload);
+	return PASS;
+}
+
+int ingress(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct subject who = {.hook = HOOK_INGRESS};
+	int local = skb->ifindex == LOOPBACK_IFINDEX;
+	struct bpf_sock *sk = socket_of(skb);
+	struct socket *s = storage_of(sk);
+	enum reason reason;
+
+	if (read_packet(skb, &p, 0) || !sk)
+		return PASS;
+	if (s && p.tuple.protocol == IPPROTO_TCP && holds(&s->flow, &p.tuple) && is_current(&s->flow))
+		return s->flow.state != WITHDRAWN;
+	if (!find_workload(skb, &who) || !who.policy)
+		return PASS;
+	who.socket = bpf_get_socket_cookie(skb);
+	if (local) {
+		if (is_loopback(p.tuple.local) || !is_forged(p.tuple.remote, p.tuple.local))
+			return PASS;
+		return conclude(&who, &p.tuple, s, SPOOFED);
+	}
+	if (s && (holds(&s->flow, &p.tuple) || recall(s, &who, &p.tuple))) {
+		reason = s->flow.state;
+		if (s->flow.policy != who.policy || s->flow.generation != who.generation)
+			reason = judge_again(s, &who, &p.tuple);
+		if (reason == WITHDRAWN)
+			return conclude(&who, &p.tuple, s, reason);
+	} else if (p.tuple.protocol == IPPROTO_TCP) {
+		if (s && sk->state == TCP_STATE_LISTEN && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			s->passive = 1;
+	} else if (sk->type != SOCK_RAW && !(may_be_resolver(who.flags, p.tuple.remote_port) &&
+					     is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))) {
+		note_inbound(&who, &p.tuple);
+	}
+	if (p.tuple.protocol == IPPROTO_UDP && may_be_resolver(who.flags, p.tuple.remote_port) &&
+	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
+		stage(skb, STAGE_ANSWER, HOOK_INGRESS, p.transport + 8, who.workload);
+	return PASS;
+}
+
+/* A resolver on this host answers one of ours over loopback. */
+int resolver(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct subject who = {};
+
+	if (skb->ifindex != LOOPBACK_IFINDEX || read_packet(skb, &p, 1) || p.tuple.protocol != IPPROTO_UDP)
+		return PASS;
+	if (is_resolver(0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
+		stage(skb, STAGE_ANSWER, HOOK_RESOLVER, p.transport + 8, 0);
+	return PASS;
+}
+
+int question(struct __sk_buff *skb)
+{
+	u64 workload = skb->cb[CB_WORKLOAD] | (u64)skb->cb[CB_WORKLOAD_HIGH] << 32;
+	struct subject who = {.workload = workload};
+	struct packet p = {};
+	struct question_key key = {};
+	struct question value = {.workload = workload, .socket = bpf_get_socket_cookie(skb)};
+	struct slate *s = claim_slate(skb);
+
+	if (!s || !find_workload(skb, &who) || read_packet(skb, &p, 1))
+		return release_slate(skb);
+	if (load_message(skb, s, skb->cb[CB_OFFSET]) || (s->message[2] & 0xf8) || !read_question(s)) {
+		count(who.policy, QUESTION_UNREADABLE);
+		return release_slate(skb);
+	}
+	value.time = bpf_ktime_get_boot_ns();
+	value.policy = who.policy;
+	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? &p.tuple : NULL);
+	if (questions.update(&key, &value))
+		count(who.policy, QUESTIONS_FULL);
+	return release_slate(skb);
+}
+
+/* The tuple as the client of a resolver on this host had it when it asked. */
+static __always_inline void turn(struct tuple *to, const struct tuple *from)
+{
+	copy_address(to->local, from->remote);
+	copy_address(to->remote, from->local);
+	__builtin_memcpy(to->local_port, from->remote_port, 2);
+	__builtin_memcpy(to->remote_port, from->local_port, 2);
+	to->protocol = from->protocol;
+}
+
+int answer(struct __sk_buff *skb)
+{
+	struct subject who = {};
+	struct packet p = {};
+	struct tuple client = {};
+	struct peers *peers;
+	struct slate *s = claim_slate(skb);
+	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER;
+	enum reason wrong = ANSWER_UNREADABLE;
+
+	if (!s)
+		return PASS;
+	if (!outbound)
+		find_workload(skb, &who);
+	if (read_packet(skb, &p, outbound))
+		return release_slate(skb);
+	if (outbound)
+		turn(&client, &p.tuple);
+	if (!load_message(skb, s, skb->cb[CB_OFFSET]) && (s->message[2] & 0xf8) == 0x80 && read_question(s))
+		wrong = take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
+	if (!wrong && (!asker(s, &who) || (outbound && !is_resolver(who.policy, client.remote, client.remote_port))))
+		wrong = ANSWER_UNASKED;
+	if (wrong) {
+		count(who.policy, wrong);
+		return release_slate(skb);
+	}
+	peers = s->odd ? NULL : find_name(s, who.policy);
+	__builtin_memset(&s->peers, 0, sizeof(s->peers));
+	if (peers)
+		s->peers = *peers;
+	if ((!peers && !(who.flags & TRACE)) || !begin_records(s))
+		return release_slate(skb);
+	stages.call(skb, STAGE_RECORDS);
+	return release_slate(skb);
+}
+
+int records(struct __sk_buff *skb)
+{
+	struct slate *s = slate_of(skb);
+	struct subject who = {};
+
+	if (!s || !asker(s, &who))
+		return release_slate(skb);
+	read_records(s);
+	if (s->state != READ_DONE)
+		stages.call(skb, STAGE_RECORDS);
+	if (s->state != READ_DONE || s->wrong == ANSWER_UNREADABLE) {
+		count(who.policy, ANSWER_UNREADABLE);
+		return release_slate(skb);
+	}
+	if (s->truncated)
+		count(who.policy, ANSWER_TRUNCATED);
+	if (s->wrong)
+		count(who.policy, s->wrong);
+	stages.call(skb, STAGE_GRANTS);
+	return release_slate(skb);
+}
+
+int grant(struct __sk_buff *skb)
+{
+	struct slate *s = slate_of(skb);
+	struct subject who = {};
+	u64 now = bpf_ktime_get_boot_ns();
+	struct policy *policy = s ? asker(s, &who) : NULL;
+
+	if (!s || !policy)
+		return release_slate(skb);
+	for (u32 i = 0; i < GRANTS_AT_ONCE; i++) {
+		u32 index = s->learned;
+
+		if (index >= s->addresses)
+			return release_slate(skb);
+		learn_address(s, &who, &s->records[index & (RECORDS - 1)], policy, now);
+		s->learned = index + 1;
+	}
+	stages.call(skb, STAGE_GRANTS);
+	return release_slate(skb);
+}
+
+static __always_inline int note_process(struct socket *s)
+{
+	if (!s)
+		return 0;
+#ifdef CURRENT_PROCESS
+	s->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(s->comm, sizeof(s->comm));
+#endif
+	return 1;
+}
+
+static __always_inline int is_unspecified(const u8 *address)
+{
+	return word(address, 3) == 0 && word(address, 0) == 0 && word(address, 1) == 0 &&
+	       (word(address, 2) == 0 || is_ipv4(address));
+}
+
+static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t)
+{
+	struct subject who = {.hook = HOOK_CONNECT};
+	struct socket *s = storage_of(ctx->sk);
+	enum reason reason;
+
+	note_process(s);
+	if (ctx->type != SOCK_STREAM || t->protocol != IPPROTO_TCP)
+		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
+	if (is_loopback(t->remote) || is_unspecified(t->remote) || !find_workload(NULL, &who))
+		return PASS;
+	who.socket = bpf_get_socket_cookie(ctx);
+	reason = who.policy ? judge(&who, t) : UNCLASSIFIED;
+	return passes(reason) ? PASS : conclude(&who, t, s, reason);
+}
+
+static __always_inline void remote_of(struct bpf_sock_addr *ctx, struct tuple *t, int ipv4)
+{
+	u32 words[4];
+	u16 port = ctx->user_port;
+
+	if (ipv4) {
+		map_ipv4(t->remote, ctx->user_ip4);
+	} else {
+		words[0] = ctx->user_ip6[0];
+		words[1] = ctx->user_ip6[1];
+		words[2] = ctx->user_ip6[2];
+		words[3] = ctx->user_ip6[3];
+		__builtin_memcpy(t->remote, words, 16);
+	}
+	__builtin_memcpy(t->remote_port, &port, 2);
+	t->protocol = ctx->protocol;
+}
+
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct tuple t = {};
+
+	remote_of(ctx, &t, 1);
+	return connecting(ctx, &t);
+}
+
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct tuple t = {};
+
+	remote_of(ctx, &t, 0);
+	return connecting(ctx, &t);
+}
+
+/* A datagram that egress drops gives its sender EPERM at once, so that nothing is decided here. */
+int sendmsg(struct bpf_sock_addr *ctx)
+{
+	note_process(storage_of(ctx->sk));
+	return PASS;
+}

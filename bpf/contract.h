@@ -1,0 +1,307 @@
+/* contract.h: all that the kernel half and the Python half must agree on, and nothing else.
+ *
+ * Rules this file obeys:
+ *   - Plain structs, enums and MAP() lines only: the compiler reads it as C, contract.py reads the same
+ *     text with cffi. There is no second copy of any layout.
+ *   - Every struct is laid out without implicit padding, because the kernel compares keys byte by byte.
+ *   - Addresses are 16 bytes; IPv4 is written as v4-mapped (RFC 4291 2.5.5.2). Ports in tuples and in LPM
+ *     keys are in network order. Times are nanoseconds of CLOCK_BOOTTIME.
+ *   - A change of anything here changes the hash under which maps are pinned (contract.py), so that maps
+ *     of another layout are never used by mistake.
+ */
+
+enum limit {
+	POLICIES = 4096,          /* policy numbers; 0 is "not classified yet" and drops */
+	PEERS = 4,                /* peers that may share one name or prefix, slots of one grant */
+	NAME_TEXT = 254,          /* 253 characters and a terminator; LPM data is at most 256 bytes */
+	MESSAGE = 4096,           /* bytes of a DNS answer that are read */
+	RECORDS = 64,             /* addresses of one answer that are learned */
+	STEPS = 64,               /* labels and records read in one stage of the reader; 33 stages at most */
+	GRANTS_AT_ONCE = 8,       /* addresses learned in one stage */
+	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
+	COMM = 16,
+	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
+	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
+	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
+	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
+	DNS_PORT = 53,
+};
+
+/* Why a packet passed or not. Every value has a sentence in reasons.py. */
+enum reason {
+	NONE,
+	/* passed */
+	ALLOWED,                  /* a peer of the policy admits it */
+	ESTABLISHED,              /* its flow was admitted before */
+	LOOPBACK,
+	RESOLVER,                 /* to a trusted DNS server */
+	INBOUND,                  /* answers what came in from outside */
+	NEIGHBOUR,                /* IPv6 neighbour discovery, hop limit 255 */
+	/* dropped */
+	UNCLASSIFIED,             /* a workload nobody has given a policy yet */
+	UNREADABLE,               /* headers cut short, or of an unknown version */
+	FRAGMENT,                 /* hand-made: the kernel fragments after this hook */
+	IP_OPTION,                /* an option not known to be harmless */
+	SOURCE_ROUTE,             /* an option or routing header naming another destination */
+	EXTENSION_HEADER,         /* an IPv6 extension header that is not followed, or too many */
+	ICMP_ERROR,               /* a socket's own ICMP error: it could carry data out */
+	SPOOFED,                  /* over loopback with a source that is not the workload's own */
+	NOT_ALLOWED,              /* no peer of the policy holds the address */
+	PORT_NOT_ALLOWED,         /* a peer holds the address, but not for this protocol and port */
+	EXPIRED,                  /* the name's grant ran out */
+	WITHDRAWN,                /* the peer that admitted the flow is no longer in the policy */
+	/* told of DNS */
+	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
+	QUESTIONS_FULL,
+	LEARNED,                  /* an address that a name of the policy now grants */
+	SEEN,                     /* an address of a name that no peer matches (traced policies only) */
+	ANSWER_UNASKED,           /* matches no open question of this socket */
+	ANSWER_LATE,              /* its question is older than QUESTION_SECONDS */
+	ANSWER_UNREADABLE,        /* not a well-formed message (RFC 1035 4.1) */
+	ANSWER_TRUNCATED,         /* TC: what is readable was learned */
+	ANSWER_LONG,              /* more than MESSAGE bytes or RECORDS addresses */
+	ANSWER_BUSY,              /* no slate was free */
+	NEVER_LEARNED,            /* an address that DNS may not teach */
+	GRANT_CROWDED,            /* a grant of another name on this address was replaced */
+	GRANTS_FULL,
+	FLOWS_FULL,
+	INBOUND_FULL,
+	EVENTS_LOST,
+	REASONS,
+};
+
+enum flag {
+	AUDIT = 1,                /* drop nothing, tell what would have been dropped */
+	TRACE = 2,                /* tell admitted flows and learned addresses too, without a rate limit */
+	RESOLVER_PORTS = 4,       /* some resolver of this policy listens on another port than 53 */
+};
+
+enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
+
+enum verdict { DROP, PASS, WOULD_DROP };
+
+enum stage { STAGE_QUESTION, STAGE_ANSWER, STAGE_RECORDS, STAGE_GRANTS, STAGES };
+
+struct settings {
+	__u32 shallowest;         /* cgroup levels at which workloads may lie, the root being 0 */
+	__u32 deepest;
+};
+
+struct policy {
+	__u32 generation;         /* grows whenever anything of the policy changes, also at reuse of a number */
+	__u32 flags;
+	__u32 floor;              /* seconds: a grant lasts max(TTL, floor) + grace */
+	__u32 grace;
+};
+
+struct workload {
+	__u32 policy;
+};
+
+struct resolver_key {
+	__u8 address[16];
+	__u16 policy;
+	__u8 port[2];
+};
+
+/* Peers that a name or a prefix belongs to, nearest first, 0 where there are fewer. */
+struct peers {
+	__u64 id[4];
+};
+
+struct name_key {
+	__u32 bits;
+	__u8 policy[2];
+	__u8 text[254];           /* reversed, lower case; exact names end in NUL */
+};
+
+struct prefix_key {
+	__u32 bits;
+	__u8 policy[2];
+	__u8 address[16];
+	__u8 pad[2];
+};
+
+struct rule_key {
+	__u64 policy;
+	__u64 peer;
+};
+
+struct rule {
+	__u64 ports;              /* one bit for each set of ports that the policy knows */
+};
+
+struct service_key {
+	__u32 bits;
+	__u8 policy[2];
+	__u8 protocol;            /* ICMPv6 is asked for as ICMP */
+	__u8 port[2];
+	__u8 pad[3];
+};
+
+struct service {
+	__u64 ports;
+};
+
+struct grant_key {
+	__u8 address[16];
+	__u64 policy;
+};
+
+struct slot {
+	__u64 peer;
+	__u64 expires;
+};
+
+struct grant {
+	struct slot slots[4];
+};
+
+struct tuple {
+	__u8 local[16];
+	__u8 remote[16];
+	__u8 local_port[2];       /* the echo identifier, for ICMP */
+	__u8 remote_port[2];
+	__u32 protocol;
+};
+
+struct question_key {
+	__u64 socket;             /* its cookie; 0 where the resolver is on this host, then `client` counts */
+	__u64 name;               /* hash of the question section, letters folded */
+	struct tuple client;
+	__u32 id;
+	__u32 pad;
+};
+
+struct question {
+	__u64 time;
+	__u64 workload;
+	__u64 socket;
+	__u32 policy;
+	__u32 pad;
+};
+
+struct flow_key {
+	__u64 socket;
+	struct tuple tuple;
+};
+
+struct flow {
+	struct tuple tuple;
+	__u64 peer;               /* who admitted it; 0 for a state that needs no peer */
+	__u64 seen;
+	__u32 policy;
+	__u32 generation;
+	__u32 state;              /* enum reason: ALLOWED, RESOLVER, INBOUND, WITHDRAWN; NONE is no flow */
+	__u32 pad;
+	__u64 seal;               /* over all of the above but `seen`: two threads on one socket may tear it */
+};
+
+/* What is kept with a socket (and inherited by what a listener accepts). */
+struct socket {
+	struct flow flow;
+	__u32 passive;            /* born of a listener and silent so far */
+	__u32 pid;
+	char comm[16];
+};
+
+struct inbound_key {
+	__u64 workload;
+	struct tuple tuple;
+};
+
+struct inbound {
+	__u64 seen;
+};
+
+struct pace {
+	__u64 second;
+	__u64 told;
+};
+
+struct counter {
+	__u64 packets;
+};
+
+struct event {
+	__u64 time;
+	__u64 workload;           /* cgroup id */
+	__u64 socket;
+	__u64 peer;
+	__u8 local[16];
+	__u8 remote[16];
+	__u8 local_port[2];
+	__u8 remote_port[2];
+	__u16 policy;
+	__u8 protocol;
+	__u8 reason;
+	__u8 verdict;
+	__u8 hook;
+	__u8 pad[2];
+	__u32 pid;
+	char comm[16];
+};
+
+/* LEARNED, SEEN and NEVER_LEARNED: `event.remote` is the address, `expires` its end. */
+struct answer_event {
+	struct event event;
+	__u64 expires;
+	char name[256];
+};
+
+/* What the reader of one DNS answer keeps: outside the registers, or the verifier's states explode. */
+struct record {
+	__u8 address[16];
+	__u32 ttl;
+	__u32 pad;
+};
+
+struct slate {
+	__u32 length;             /* of the message */
+	__u32 at;                 /* the byte to read next */
+	__u32 resume;             /* where to go on after a name that jumped; 0 before the first jump */
+	__u32 end;                /* of this record's data */
+	__u32 state;
+	__u32 labels;             /* bytes of this name so far */
+	__u32 left;               /* records left in all sections */
+	__u32 answers;            /* of these, in the answer section */
+	__u32 addresses;          /* found */
+	__u32 learned;            /* of these */
+	__u32 wrong;              /* enum reason */
+	__u32 text_length;
+	__u32 odd;                /* the question's name has a character that teaches nothing */
+	__u32 label;              /* bytes left of the label being read */
+	__u32 truncated;
+	__u32 pad;
+	__u64 hash;
+	struct question question;
+	struct peers peers;
+	struct record records[64];
+	struct answer_event told;
+	__u8 key[8];              /* the name key's head may lie here, when the name is long */
+	__u8 reversed[256];       /* the question's name, right-aligned */
+	__u8 terminator[272];     /* zeroes: the reversed name's end, and room for a whole key */
+	__u8 message[4096];
+	__u8 margin[64];          /* so that whole words can be read near the end */
+};
+
+MAP(array, settings, __u32, struct settings, 1)
+MAP(array, policies, __u32, struct policy, POLICIES)
+MAP(hash, workloads, __u64, struct workload, 65536)
+MAP(hash, resolvers, struct resolver_key, __u32, 65536)
+MAP(lpm, names, struct name_key, struct peers, 1000000)
+MAP(lpm, prefixes, struct prefix_key, struct peers, 1000000)
+MAP(lpm, never, struct prefix_key, __u32, 4096)
+MAP(hash, rules, struct rule_key, struct rule, 1000000)
+MAP(lpm, services, struct service_key, struct service, 1000000)
+MAP(hash, grants, struct grant_key, struct grant, 1000000)
+MAP(hash, questions, struct question_key, struct question, 65536)
+MAP(storage, sockets, __u32, struct socket, 0)
+MAP(hash, flows, struct flow_key, struct flow, 262144)
+MAP(hash, inbounds, struct inbound_key, struct inbound, 262144)
+MAP(percpu_array, counters, __u32, struct counter, 163840)
+MAP(array, paces, __u32, struct pace, POLICIES)
+MAP(rings, events, __u32, __u32, POLICIES)
+MAP(percpu_array, slates, __u32, struct slate, SLATES)
+MAP(hash, claims, __u32, __u32, 65536)
+MAP(programs, stages, __u32, __u32, STAGES)

@@ -1,0 +1,102 @@
+"""The layouts of contract.h as Python sees them.
+
+The header is read twice and written once: the compiler takes it as C, this module takes the same text with
+cffi. What is not C (the ``MAP(kind, name, key, value, entries)`` lines) is read here into :class:`Map`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from cffi import FFI
+
+MAP = re.compile(r"^MAP\((\w+), (\w+), ([\w ]+), ([\w ]+), (\w+)\)$", re.MULTILINE)
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+
+# linux/bpf.h: enum bpf_map_type, and the flags BPF_F_NO_PREALLOC (1) and BPF_F_CLONE (1 << 9).
+KINDS = {
+    "hash": ("hash", 1, 1),
+    "array": ("array", 2, 0),
+    "programs": ("prog", 3, 0),
+    "percpu_array": ("percpu_array", 6, 0),
+    "lpm": ("lpm_trie", 11, 1),
+    "rings": ("array_of_maps", 12, 0),
+    "storage": ("sk_storage", 24, 1 | 1 << 9),
+}
+RING = 27
+
+TYPES = """
+typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
+"""
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map of the contract: its kernel type and flags, the sizes of key and value in bytes."""
+
+    name: str
+    kind: str
+    key: str
+    value: str
+    entries: int
+    key_size: int
+    value_size: int
+
+    @property
+    def bcc_type(self) -> str:
+        return KINDS[self.kind][0]
+
+    @property
+    def kernel_type(self) -> int:
+        return KINDS[self.kind][1]
+
+    @property
+    def flags(self) -> int:
+        return KINDS[self.kind][2]
+
+
+class Contract:
+    """Types, limits and maps of one text of contract.h."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        plain = COMMENT.sub("", text)
+        self.ffi = FFI()
+        self.ffi.cdef(TYPES + MAP.sub("", plain))
+        self._constants = self.ffi.dlopen(None)
+        self.maps = {line[1]: self._map(*line) for line in MAP.findall(plain)}
+        # White space and comments are not layout.
+        self.layout = hashlib.blake2b(" ".join(plain.split()).encode(), digest_size=8).hexdigest()
+
+    def _map(self, kind: str, name: str, key: str, value: str, entries: str) -> Map:
+        count = int(entries) if entries.isdigit() else self.constant(entries)
+        return Map(name, kind, key, value, count, self.ffi.sizeof(key), self.ffi.sizeof(value))
+
+    def constant(self, name: str) -> int:
+        """The value of an enumerator, as the C half has it."""
+        return int(getattr(self._constants, name))
+
+    def enumerators(self, enum: str) -> dict[int, str]:
+        """Value to name of one enum."""
+        return dict(self.ffi.typeof(f"enum {enum}").elements)
+
+    def pack(self, type_name: str, fields: object) -> bytes:
+        """Bytes of one key or value; `fields` in the order of the C struct, or one integer."""
+        return bytes(self.ffi.buffer(self.ffi.new(f"{type_name} *", fields)))
+
+    def unpack(self, type_name: str, data: bytes) -> Any:
+        """A cffi struct (or an int) that owns a copy of `data`."""
+        held = self.ffi.new(f"{type_name} *")
+        self.ffi.buffer(held)[:] = data[: self.ffi.sizeof(type_name)]
+        return held if type_name.startswith("struct") else held[0]
+
+
+@cache
+def contract() -> Contract:
+    """The contract this installation was built with."""
+    return Contract((files("bpf") / "contract.h").read_text())

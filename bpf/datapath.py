@@ -1,0 +1,261 @@
+"""Attach, adopt, detach; read and write the kernel's tables by the contract's own types.
+
+Rules this file obeys:
+
+- Maps are used only when every one of them has the layout of the contract. Others are told, never used.
+- What is pinned and attached outlives this process: a restart adopts it without compiling.
+- A program is attached before an older one of ours is detached, so that there is no gap.
+- Nothing here knows policies as people write them.
+
+Source: bpf(2), cgroups(7); attach semantics: Documentation/bpf/prog_cgroup_sockopt.rst (multi mode).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bpf import kernel
+from bpf.compile import HOOKS, STAGES, text_hash
+from bpf.contract import Map, contract
+
+
+class DatapathError(Exception):
+    """The kernel half cannot be used; the message says why and what to do."""
+
+
+class Table:
+    """One pinned map. Keys and values are tuples or ints in the order of the C structs."""
+
+    def __init__(self, fd: int, layout: Map) -> None:
+        self.fd, self.layout = fd, layout
+
+    def __getitem__(self, key: object) -> Any:
+        raw = kernel.lookup(self.fd, self._key(key), self.layout.value_size)
+        if raw is None:
+            raise KeyError(key)
+        return contract().unpack(self.layout.value, raw)
+
+    def get(self, key: object) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return None
+
+    def __setitem__(self, key: object, value: object) -> None:
+        try:
+            kernel.update(self.fd, self._key(key), contract().pack(self.layout.value, value))
+        except OSError as error:
+            raise DatapathError(f"table {self.layout.name}: {error.strerror} (limit {self.layout.entries})") from error
+
+    def __delitem__(self, key: object) -> None:
+        if not kernel.delete(self.fd, self._key(key)):
+            raise KeyError(key)
+
+    def discard(self, key: object) -> None:
+        kernel.delete(self.fd, self._key(key))
+
+    def raw_keys(self) -> Iterator[bytes]:
+        """Safe against removal of the key just given; a walk that a change restarts repeats keys."""
+        key = kernel.next_key(self.fd, None, self.layout.key_size)
+        while key is not None:
+            following = kernel.next_key(self.fd, key, self.layout.key_size)
+            yield key
+            key = following
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        for raw in self.raw_keys():
+            value = kernel.lookup(self.fd, raw, self.layout.value_size)
+            if value is not None:
+                yield (
+                    contract().unpack(self.layout.key, raw),
+                    contract().unpack(self.layout.value, value),
+                )
+
+    def remove_raw(self, key: bytes) -> None:
+        kernel.delete(self.fd, key)
+
+    def sum_cpus(self, index: int) -> int:
+        """Sum over all CPUs of a per-CPU array of single 64-bit counters."""
+        raw = kernel.lookup(self.fd, self._key(index), 8 * kernel.possible_cpus())
+        return sum(memoryview(raw).cast("Q")) if raw else 0
+
+    def _key(self, key: object) -> bytes:
+        return key if isinstance(key, bytes) else contract().pack(self.layout.key, key)
+
+
+class Datapath:
+    """The kernel half below one folder of a bpffs."""
+
+    def __init__(self, root: Path) -> None:
+        """Opens what is pinned below `root`; raises :class:`DatapathError` where it is not whole."""
+        layout = contract()
+        self.root = root
+        self.maps_path = root / f"maps-{layout.layout}"
+        self.programs_path = root / f"programs-{text_hash()}"
+        self.tables: dict[str, Table] = {}
+        self.programs: dict[str, int] = {}
+        try:
+            for name, m in layout.maps.items():
+                self.tables[name] = Table(kernel.get(self.maps_path / name), m)
+            for name in (*HOOKS, *STAGES):
+                self.programs[name] = kernel.get(self.programs_path / name)
+        except OSError as error:
+            self.close()
+            raise DatapathError(f"{error.filename or ''}{error.strerror}: not loaded") from error
+        for table in self.tables.values():
+            check_layout(table, self.maps_path)
+
+    def __getitem__(self, name: str) -> Table:
+        return self.tables[name]
+
+    def close(self) -> None:
+        """Closes descriptors; what is pinned and attached stays."""
+        for fd in (*(table.fd for table in self.tables.values()), *self.programs.values()):
+            os.close(fd)
+        self.tables, self.programs = {}, {}
+
+    def attach(self, cgroup: Path, names: tuple[str, ...] = tuple(name for name in HOOKS if name != "resolver")) -> None:
+        """Attaches what is missing to `cgroup`, then detaches older programs of ours."""
+        with open_folder(cgroup) as target:
+            for name in names:
+                program, hook = self.programs[name], HOOKS[name][2]
+                mine = kernel.program_info(program).id
+                there = kernel.attached(target, hook)
+                if mine not in there:
+                    kernel.attach(program, target, hook)
+                for number in there:
+                    if number != mine and number in self._ours(name):
+                        with program_by_id(number) as old:
+                            kernel.detach(old, target, hook)
+
+    def attached(self, cgroup: Path) -> list[str]:
+        """Names of our programs that are attached to `cgroup`."""
+        with open_folder(cgroup) as target:
+            return [
+                name
+                for name, (_function, _kind, hook) in HOOKS.items()
+                if kernel.program_info(self.programs[name]).id in kernel.attached(target, hook)
+            ]
+
+    def detach(self, cgroup: Path) -> list[str]:
+        """Detaches every program of ours, of this version or another; their names."""
+        return detach_all(self.root, cgroup)
+
+    def _ours(self, name: str) -> set[int]:
+        return pinned_programs(self.root, name)
+
+
+def check_layout(table: Table, where: Path) -> None:
+    """BCC accepts a pinned map of any layout without a word, so we look ourselves."""
+    info, want = kernel.map_info(table.fd), table.layout
+    found = (info.type, info.key_size, info.value_size, info.max_entries)
+    wanted = (want.kernel_type, want.key_size, want.value_size, want.entries)
+    if found != wanted:
+        raise DatapathError(
+            f"{where / want.name}: a map of another layout (type, key, value, entries: found {found}, "
+            f"wanted {wanted}); it is not used. Run 'skouter uninstall' to remove it"
+        )
+
+
+def pinned_programs(root: Path, name: str) -> set[int]:
+    """Ids of all programs pinned under this name, of any version."""
+    numbers = set()
+    for path in root.glob(f"programs-*/{name}"):
+        fd = kernel.get(path)
+        numbers.add(int(kernel.program_info(fd).id))
+        os.close(fd)
+    return numbers
+
+
+def detach_all(root: Path, cgroup: Path) -> list[str]:
+    """Break-glass: needs no agent, no contract and no maps, only what is pinned."""
+    gone = []
+    with open_folder(cgroup) as target:
+        for name, (_function, _kind, hook) in HOOKS.items():
+            ours = pinned_programs(root, name)
+            for number in kernel.attached(target, hook):
+                if number in ours:
+                    with program_by_id(number) as program:
+                        kernel.detach(program, target, hook)
+                    gone.append(name)
+    return gone
+
+
+def load(root: Path) -> Datapath:
+    """Adopts what is pinned below `root`, or compiles it first, in a child.
+
+    Raises :class:`DatapathError` with the child's words.
+    """
+    try:
+        return Datapath(root)
+    except DatapathError:
+        if root.is_dir():
+            check_pinned_maps(root)
+    child = subprocess.run(
+        [sys.executable, "-m", "bpf.compile", str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    if child.returncode:
+        tail = "\n".join(child.stderr.strip().splitlines()[-12:])
+        raise DatapathError(f"the kernel half could not be compiled or loaded:\n{tail}")
+    return Datapath(root)
+
+
+def check_pinned_maps(root: Path) -> None:
+    """The maps of this layout that are there already, before BCC takes them as they are."""
+    layout = contract()
+    for name, m in layout.maps.items():
+        path = root / f"maps-{layout.layout}" / name
+        if path.exists():
+            fd = kernel.get(path)
+            try:
+                check_layout(Table(fd, m), path.parent)
+            finally:
+                os.close(fd)
+
+
+def unpin(root: Path) -> None:
+    """Removes every pin below `root`. Attached programs live on until they are detached."""
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def other_layouts(root: Path) -> list[str]:
+    """Map folders of another contract: told, never used."""
+    return [path.name for path in root.glob("maps-*") if path.name != f"maps-{contract().layout}"]
+
+
+def write(tables: Mapping[str, Table], name: str, key: object, value: object | None) -> None:
+    """One row: a value writes it, None removes it."""
+    if value is None:
+        tables[name].discard(key)
+    else:
+        tables[name][key] = value
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def program_by_id(number: int) -> Iterator[int]:
+    fd = kernel.program_by_id(number)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,199 @@
+/* flows.h: whose packet this is, who admitted its flow, and what came in from outside.
+ *
+ * Rules this file obeys:
+ *   - What is remembered holds for one whole tuple: protocol, both addresses, both ports. A socket that is
+ *     connected elsewhere, or sends to another peer, is judged anew.
+ *   - A flow remembers the peer that admitted it. When the policy's generation changes, that peer is asked
+ *     for again, not the address: expiry ends nothing that is open, withdrawal ends everything it admitted.
+ *   - A socket with many peers (unconnected UDP) keeps the last one at hand and the others in `flows`.
+ *   - TCP needs no table for what came in: a listener that a SYN reached from outside is marked, its children
+ *     inherit the mark, and the first segment of a child that is not a SYN fixes its tuple.
+ *   - What arrives over loopback never counts as coming from outside.
+ */
+
+enum { LEVELS = 8, TCP_STATE_LISTEN = 10, TCP_STATE_SYN_RECV = 3 };
+
+/* The nearest ancestor that is a workload; `skb` is NULL in hooks that see the current task instead. */
+static __always_inline int find_workload(struct __sk_buff *skb, struct subject *who)
+{
+	u32 zero = 0;
+	struct settings *setting = settings.lookup(&zero);
+	struct policy *policy;
+
+	if (!setting)
+		return 0;
+	for (int i = 0; i < LEVELS; i++) {
+		int level = (int)setting->deepest - i;
+		struct workload *found;
+		u64 id;
+
+		if (level < (int)setting->shallowest)
+			return 0;
+		id = skb ? bpf_skb_ancestor_cgroup_id(skb, level) : bpf_get_current_ancestor_cgroup_id(level);
+		if (!id)
+			continue;
+		found = workloads.lookup(&id);
+		if (!found)
+			continue;
+		who->workload = id;
+		who->policy = found->policy;
+		policy = policies.lookup(&who->policy);
+		if (!policy)
+			return 0;
+		who->flags = policy->flags;
+		who->generation = policy->generation;
+		return 1;
+	}
+	return 0;
+}
+
+static __always_inline int same_tuple(const struct tuple *a, const struct tuple *b)
+{
+	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
+
+	return x[1] == y[1] && x[3] == y[3] && x[4] == y[4] && x[0] == y[0] && x[2] == y[2];
+}
+
+static __always_inline u64 seal_of(const struct flow *f)
+{
+	const u64 *t = (const u64 *)&f->tuple;
+
+	return t[0] * 0x9e3779b97f4a7c15ULL + t[1] * 0xc2b2ae3d27d4eb4fULL + t[2] * 0x165667b19e3779f9ULL +
+	       t[3] * 0xd6e8feb86659fd93ULL + t[4] * 0xa0761d6478bd642fULL + f->peer * 0xe7037ed1a0b428dbULL +
+	       ((u64)f->policy << 32 | f->generation) * 0x8ebc6af09c88c6e3ULL + f->state + 1;
+}
+
+static __always_inline int holds(const struct flow *f, const struct tuple *t)
+{
+	return f->state && same_tuple(&f->tuple, t) && f->seal == seal_of(f);
+}
+
+static __always_inline int is_current(const struct flow *f)
+{
+	u32 number = f->policy;
+	struct policy *policy = policies.lookup(&number);
+
+	return policy && policy->generation == f->generation;
+}
+
+static __always_inline void set_flow(struct flow *f, const struct subject *who, enum reason state)
+{
+	f->peer = who->peer;
+	f->policy = who->policy;
+	f->generation = who->generation;
+	f->state = state;
+	f->seal = seal_of(f);
+}
+
+/* The flow at hand makes room for another peer of the same socket. */
+static __always_inline void put_aside(struct socket *s, const struct subject *who)
+{
+	struct flow_key key = {.socket = who->socket};
+	struct flow old = s->flow;
+
+	if (old.state != ALLOWED && old.state != INBOUND && old.state != WITHDRAWN)
+		return;
+	if (old.tuple.protocol == IPPROTO_TCP || old.seal != seal_of(&old))
+		return;
+	old.seen = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(&key.tuple, &old.tuple, sizeof(key.tuple));
+	if (flows.update(&key, &old))
+		count(who->policy, FLOWS_FULL);
+}
+
+static __always_inline void remember(struct socket *s, const struct subject *who, const struct tuple *t,
+				     enum reason state)
+{
+	if (!same_tuple(&s->flow.tuple, t))
+		put_aside(s, who);
+	s->flow.state = NONE;
+	__builtin_memcpy(&s->flow.tuple, t, sizeof(*t));
+	set_flow(&s->flow, who, state);
+}
+
+/* Brings a flow that was put aside back to hand. */
+static __always_inline int recall(struct socket *s, const struct subject *who, const struct tuple *t)
+{
+	struct flow_key key = {.socket = who->socket};
+	struct flow *found, flow;
+
+	if (t->protocol == IPPROTO_TCP)
+		return 0;
+	__builtin_memcpy(&key.tuple, t, sizeof(*t));
+	found = flows.lookup(&key);
+	if (!found)
+		return 0;
+	flow = *found;
+	if (!holds(&flow, t) || flow.seen + FLOW_SECONDS * 1000000000ULL < bpf_ktime_get_boot_ns())
+		return 0;
+	put_aside(s, who);
+	s->flow = flow;
+	return 1;
+}
+
+/* 3. A flow whose policy changed: is the peer that admitted it still there, for this port? */
+static __always_inline enum reason judge_again(struct socket *s, struct subject *who, const struct tuple *t)
+{
+	enum reason state = s->flow.state, reason;
+
+	who->peer = s->flow.peer;
+	if (state == INBOUND) {
+		set_flow(&s->flow, who, INBOUND);
+		return INBOUND;
+	}
+	if (state == ALLOWED &&
+	    ask_rule(who->policy, who->peer, find_ports(who->policy, t->protocol, t->remote_port)) == ALLOWED) {
+		set_flow(&s->flow, who, ALLOWED);
+		return ESTABLISHED;
+	}
+	who->peer = 0;
+	reason = judge(who, t);
+	reason = passes(reason) ? reason : WITHDRAWN;
+	set_flow(&s->flow, who, reason);
+	return reason;
+}
+
+static __always_inline int came_in(const struct subject *who, const struct tuple *t)
+{
+	struct inbound_key key = {.workload = who->workload};
+	struct inbound *found;
+
+	__builtin_memcpy(&key.tuple, t, sizeof(*t));
+	found = inbounds.lookup(&key);
+	return found && found->seen + INBOUND_SECONDS * 1000000000ULL > bpf_ktime_get_boot_ns();
+}
+
+static __always_inline void note_inbound(const struct subject *who, const struct tuple *t)
+{
+	struct inbound_key key = {.workload = who->workload};
+	struct inbound value = {.seen = bpf_ktime_get_boot_ns()}, *found;
+
+	__builtin_memcpy(&key.tuple, t, sizeof(*t));
+	found = inbounds.lookup(&key);
+	if (found)
+		found->seen = value.seen;
+	else if (inbounds.update(&key, &value))
+		count(who->policy, INBOUND_FULL);
+}
+
+/* 4. Does this segment answer a connection that came in from outside? */
+static __always_inline int answers_listener(struct bpf_sock *sk, struct socket *s, const struct packet *p)
+{
+	u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK);
+
+	if (!s || !s->passive)
+		return 0;
+	if (flags == (TCP_SYN | TCP_ACK))
+		return sk->state == TCP_STATE_LISTEN || sk->state == TCP_STATE_SYN_RECV;
+	if (flags & TCP_SYN)
+		s->passive = 0;          /* it is being connected elsewhere */
+	return !(flags & TCP_SYN) && sk->state != TCP_STATE_LISTEN;
+}
+
+static __always_inline int answers_inbound(struct bpf_sock *sk, struct socket *s, struct subject *who,
+					   const struct packet *p)
+{
+	if (p->tuple.protocol != IPPROTO_TCP)
+		return came_in(who, &p->tuple);
+	return sk && answers_listener(sk, s, p);
+}

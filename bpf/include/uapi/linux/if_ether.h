@@ -1,0 +1,1 @@
+/* Not needed: no program here looks at its content. */

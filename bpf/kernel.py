@@ -1,0 +1,185 @@
+"""The bpf(2) calls that are needed, through libbpf.
+
+libbpf rather than BCC: it loads in a millisecond, needs no LLVM, and knows the system call's number on every
+architecture. Every function raises :class:`OSError` with the kernel's errno. Source: bpf(2), libbpf's bpf.h.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+ffi = FFI()
+ffi.cdef(
+    """
+    struct map_info {
+        uint32_t type, id, key_size, value_size, max_entries, map_flags; char name[16];
+        uint8_t rest[64];
+    };
+    struct prog_info {
+        uint32_t type, id; uint8_t tag[8]; uint32_t jited_len, xlated_len; uint64_t jited, xlated;
+        uint64_t load_time; uint32_t uid, nr_maps; uint64_t map_ids; char name[16];
+        uint8_t rest[160];
+    };
+    struct test_run {
+        size_t sz;
+        const void *data_in; void *data_out; uint32_t data_size_in, data_size_out;
+        const void *ctx_in; void *ctx_out; uint32_t ctx_size_in, ctx_size_out;
+        uint32_t retval; int repeat; uint32_t duration, flags, cpu, batch_size;
+    };
+    struct ring_buffer;
+    int bpf_obj_get(const char *path);
+    int bpf_map_lookup_elem(int fd, const void *key, void *value);
+    int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+    int bpf_map_delete_elem(int fd, const void *key);
+    int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+    int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t entries, void *opts);
+    int bpf_prog_attach(int prog, int target, int type, unsigned int flags);
+    int bpf_prog_detach2(int prog, int target, int type);
+    int bpf_prog_query(int target, int type, uint32_t flags, uint32_t *attach_flags, uint32_t *ids,
+                       uint32_t *count);
+    int bpf_prog_get_fd_by_id(uint32_t id);
+    int bpf_prog_test_run_opts(int prog, struct test_run *opts);
+    int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
+    int libbpf_num_possible_cpus(void);
+    struct ring_buffer *ring_buffer__new(int map, int (*call)(void *, void *, size_t), void *, void *);
+    int ring_buffer__consume(struct ring_buffer *ring);
+    int ring_buffer__epoll_fd(const struct ring_buffer *ring);
+    void ring_buffer__free(struct ring_buffer *ring);
+    """
+)
+_lib = ffi.dlopen("libbpf.so.1")
+
+ALLOW_MULTI, QUERY_EFFECTIVE = 2, 1
+NO_EXIST = 1
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+def get(path: Path) -> int:
+    """A descriptor of what is pinned at `path`."""
+    return _checked(_lib.bpf_obj_get(str(path).encode()), str(path))
+
+
+def lookup(fd: int, key: bytes, size: int) -> bytes | None:
+    """The value of `size` bytes, or None."""
+    value = ffi.new("char[]", size)
+    result = _lib.bpf_map_lookup_elem(fd, key, value)
+    if result == -2:
+        return None
+    _checked(result, "map lookup")
+    return bytes(ffi.buffer(value))
+
+
+def update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    _checked(_lib.bpf_map_update_elem(fd, key, value, flags), "map update")
+
+
+def delete(fd: int, key: bytes) -> bool:
+    """Whether the key was there."""
+    result = _lib.bpf_map_delete_elem(fd, key)
+    if result == -2:
+        return False
+    _checked(result, "map delete")
+    return True
+
+
+def next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
+    """The key behind `key`, the first one for None, None behind the last."""
+    found = ffi.new("char[]", size)
+    result = _lib.bpf_map_get_next_key(fd, ffi.NULL if key is None else key, found)
+    if result == -2:
+        return None
+    _checked(result, "map walk")
+    return bytes(ffi.buffer(found))
+
+
+def create_ring(size: int) -> int:
+    """A ring buffer map of `size` bytes (a power of two, whole pages)."""
+    return _checked(_lib.bpf_map_create(27, b"events", 0, 0, size, ffi.NULL), "ring buffer")
+
+
+def map_info(fd: int) -> Any:
+    """type, id, key_size, value_size, max_entries, map_flags (BPF_OBJ_GET_INFO_BY_FD)."""
+    return _info(fd, "struct map_info")
+
+
+def program_info(fd: int) -> Any:
+    """type, id, tag, name."""
+    return _info(fd, "struct prog_info")
+
+
+def _info(fd: int, kind: str) -> Any:
+    info, size = ffi.new(f"{kind} *"), ffi.new("uint32_t *", ffi.sizeof(kind))
+    _checked(_lib.bpf_obj_get_info_by_fd(fd, info, size), "object info")
+    return info
+
+
+def attach(program: int, cgroup: int, hook: int) -> None:
+    """In multi mode: other programs on the cgroup stay, and ours outlives this process."""
+    _checked(_lib.bpf_prog_attach(program, cgroup, hook, ALLOW_MULTI), "attach")
+
+
+def detach(program: int, cgroup: int, hook: int) -> None:
+    _checked(_lib.bpf_prog_detach2(program, cgroup, hook), "detach")
+
+
+def attached(cgroup: int, hook: int) -> list[int]:
+    """Ids of the programs attached to this very cgroup."""
+    flags, ids, count = ffi.new("uint32_t *"), ffi.new("uint32_t[64]"), ffi.new("uint32_t *", 64)
+    _checked(_lib.bpf_prog_query(cgroup, hook, 0, flags, ids, count), "attach query")
+    return list(ids[0 : count[0]])
+
+
+def program_by_id(number: int) -> int:
+    return _checked(_lib.bpf_prog_get_fd_by_id(number), f"program {number}")
+
+
+def possible_cpus() -> int:
+    return _checked(_lib.libbpf_num_possible_cpus(), "possible CPUs")
+
+
+def test_run(program: int, frame: bytes, repeat: int = 1, context: bytes = b"") -> tuple[int, int]:
+    """(return value, mean ns) of BPF_PROG_TEST_RUN on a frame that starts with an Ethernet header."""
+    data, ctx = ffi.from_buffer(frame), ffi.from_buffer(context)
+    opts = ffi.new("struct test_run *")
+    opts.sz = ffi.sizeof("struct test_run")
+    opts.data_in, opts.data_size_in, opts.repeat = data, len(frame), repeat
+    if context:
+        opts.ctx_in, opts.ctx_size_in = ctx, len(context)
+    _checked(_lib.bpf_prog_test_run_opts(program, opts), "test run")
+    return int(opts.retval), int(opts.duration)
+
+
+class Ring:
+    """The reading end of a ring buffer map: `fileno()` becomes readable, `consume()` calls back."""
+
+    def __init__(self, fd: int, call: Callable[[bytes], None]) -> None:
+        def sample(_context: Any, data: Any, size: int) -> int:
+            call(bytes(ffi.buffer(data, size)))
+            return 0
+
+        self._callback = ffi.callback("int(void *, void *, size_t)", sample)
+        self._ring = _lib.ring_buffer__new(fd, self._callback, ffi.NULL, ffi.NULL)
+        if self._ring == ffi.NULL:
+            raise OSError(ffi.errno, f"ring buffer: {os.strerror(ffi.errno)}")
+
+    def fileno(self) -> int:
+        return int(_lib.ring_buffer__epoll_fd(self._ring))
+
+    def consume(self) -> int:
+        """Hands every waiting sample to the callback; how many there were."""
+        return _checked(_lib.ring_buffer__consume(self._ring), "ring buffer")
+
+    def close(self) -> None:
+        if self._ring is not None:
+            _lib.ring_buffer__free(self._ring)
+            self._ring = None

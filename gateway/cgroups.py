@@ -1,0 +1,74 @@
+"""Where the cgroup v2 hierarchy is, and what lies in it.
+
+A cgroup's id, which the kernel half knows it by, is the inode number of its folder (cgroups(7);
+bpf_skb_ancestor_cgroup_id in bpf-helpers(7)). The hierarchy is found by its mount type: on hybrid hosts it
+is not at /sys/fs/cgroup.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# The initial cgroup namespace's inode (linux/proc_ns.h): only there does a path tell a cgroup's level.
+INITIAL_NAMESPACE = 0xEFFFFFFB
+DEEPEST = 8
+
+
+class CgroupError(Exception):
+    """The hierarchy can't be used; the message says what to do."""
+
+
+def find_mount(kind: str, mounts: str) -> Path | None:
+    """The first mount point of a file system type in the text of /proc/self/mountinfo (proc(5))."""
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.split(" ", 1)[0] == kind:
+            return Path(fields.split(" ")[4].encode().decode("unicode_escape"))
+    return None
+
+
+def mounts() -> str:
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def hierarchy() -> Path:
+    """The mount point of cgroup v2."""
+    found = find_mount("cgroup2", mounts())
+    if found is None:
+        raise CgroupError("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup")
+    return found
+
+
+def cgroup_id(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def levels(root: Path, below: int) -> tuple[int, int]:
+    """(shallowest, deepest) levels at which `root` and `below` levels under it lie."""
+    if Path("/proc/self/ns/cgroup").stat().st_ino != INITIAL_NAMESPACE:
+        return 1, DEEPEST
+    depth = len(root.relative_to(hierarchy()).parts)
+    return depth, depth + below
+
+
+def processes(path: Path) -> list[int]:
+    """Pids in the cgroup itself; those it can't show (another namespace) as 0."""
+    try:
+        return [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_populated(path: Path) -> bool:
+    """Whether any process lives in it or below."""
+    try:
+        return "populated 1" in (path / "cgroup.events").read_text()
+    except OSError:
+        return False
+
+
+def join(path: Path, pid: int = 0) -> None:
+    """Moves a process (0: this one) into the cgroup."""
+    with os.fdopen(os.open(path / "cgroup.procs", os.O_WRONLY), "w") as procs:
+        procs.write(f"{pid}\n")

@@ -1,0 +1,233 @@
+"""Explanations: the verdict of the documents, its cause, and the mend that would change it."""
+
+import json
+from ipaddress import IPv4Network, ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import documents, names, policy
+from gateway.documents import Block, Egress, Ports, Rule, Selector
+from gateway.explain import explain
+from gateway.selection import Workload, machines, selecting
+
+EXAMPLES = Path(__file__).parent.parent / "deploy" / "examples"
+WEB = Workload("pod", "web-1", labels={"app": "web"})
+BUILD = Workload("pod", "compile", "builds", labels={"stage": "compile"})
+FETCH = Workload("pod", "fetch", "builds", labels={"stage": "fetch"})
+BACKUP = Workload("pod", "backup", labels={"app": "backup"})
+WORKER = Workload("host", "node-1")
+MASTER = Workload("host", "node-0", node_labels={"node-role.kubernetes.io/control-plane": ""})
+COREDNS = Workload("pod", "coredns", "kube-system")
+
+
+def example(name):
+    return documents.read((EXAMPLES / name).read_text(), name)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "workload", "destination", "protocol", "port", "allowed", "why"),
+    [
+        ("egress.yaml", WEB, "example.com", "TCP", 443, True, "rule"),
+        ("egress.yaml", WEB, "httpbin.org", "TCP", 80, True, "rule"),
+        ("egress.yaml", WEB, "HTTPBIN.org.", "TCP", 80, True, "rule"),
+        ("egress.yaml", WEB, "example.com", "TCP", 22, False, "ports"),
+        ("egress.yaml", WEB, "example.com", "UDP", 443, False, "ports"),
+        ("egress.yaml", WEB, "example.org", "TCP", 443, False, "no-peer"),
+        ("egress.yaml", WEB, "192.0.2.1", "TCP", 443, False, "no-peer"),
+        ("egress.yaml", WEB, "no such name", "TCP", 443, False, "unreadable"),
+        ("egress.yaml", BACKUP, "example.org", "TCP", 443, True, "untouched"),
+        ("closed.yaml", BUILD, "example.com", "TCP", 443, False, "no-rules"),
+        ("closed.yaml", FETCH, "files.example.com", "TCP", 443, True, "rule"),
+        ("closed.yaml", FETCH, "files.example.com", "TCP", 80, False, "ports"),
+        ("networks.yaml", BACKUP, "10.0.0.1", "TCP", 8050, True, "rule"),
+        ("networks.yaml", BACKUP, "::ffff:10.0.0.1", "TCP", 8050, True, "rule"),
+        ("networks.yaml", BACKUP, "10.0.0.1", "ICMP", None, True, "rule"),
+        ("networks.yaml", BACKUP, "10.96.0.10", "TCP", 8050, False, "no-peer"),
+        ("networks.yaml", BACKUP, "2001:db8::1", "TCP", 8100, False, "ports"),
+        ("networks.yaml", BACKUP, "192.0.2.10", "UDP", 53, True, "rule"),
+        ("networks.yaml", BACKUP, "example.com", "TCP", 8050, False, "no-peer"),
+        ("audit.yaml", WEB, "db.shop.svc.cluster.local", "TCP", 5432, True, "rule"),
+        ("audit.yaml", WEB, "example.com", "TCP", 443, True, "audit"),
+        ("audit.yaml", COREDNS, "example.com", "TCP", 443, True, "untouched"),
+        ("nodes.yaml", WORKER, "registry.example.com", "TCP", 443, True, "rule"),
+        ("nodes.yaml", WORKER, "example.com", "TCP", 443, False, "no-peer"),
+        ("nodes.yaml", MASTER, "example.com", "TCP", 443, True, "untouched"),
+    ],
+)
+def test_the_examples_mean_what_they_say(file, workload, destination, protocol, port, allowed, why):
+    found = explain(example(file), workload, destination, port, protocol)
+    assert (found.allowed, found.why) == (allowed, why), str(found)
+
+
+def test_the_machines_example_tells_machines_apart():
+    objects = example("machines.yaml")
+    network, billing, billing6 = machines(objects)
+    assert explain(objects, billing, "payments.example.com", 443).allowed
+    assert explain(objects, billing, "a.updates.example.com", 80).allowed
+    assert explain(objects, billing6, "payments.example.com", 443).allowed
+    assert not explain(objects, billing6, "a.updates.example.com", 80).allowed
+    assert not explain(objects, network, "payments.example.com", 443).allowed
+    assert explain(objects, network, "a.updates.example.com", 80).allowed
+
+
+def egress(name, *rules, **fields):
+    return Egress("default", name, pods=Selector(), rules=rules, **fields)
+
+
+def rule(*domains, ports=(), blocks=()):
+    return Rule(tuple(map(names.parse, domains)), blocks=tuple(blocks), ports=tuple(ports))
+
+
+HTTP = Ports("TCP", 80, 80)
+BLOCK = Block(ip_network("10.0.0.0/8"), (ip_network("10.1.0.0/16"),))
+
+
+@pytest.mark.parametrize(
+    ("objects", "destination", "why", "text"),
+    [
+        (
+            [egress("a", rule("b.com"), rule("*.a.com", ports=[HTTP]))],
+            "x.a.com",
+            "rule",
+            "Egress default/a allows x.a.com on TCP 80: spec.rules[1] names *.a.com.",
+        ),
+        (
+            [
+                egress(
+                    "a", rule("a.com", ports=[Ports("TCP", 443, 443)]), rule("a.com", ports=[Ports("ICMP")])
+                )
+            ],
+            "a.com",
+            "ports",
+            "Egress default/a names a.com, but only for ICMP, TCP 443. Add TCP 80 to spec.rules[0].ports.",
+        ),
+        (
+            [egress("a", rule("*.a.com"))],
+            "a.com",
+            "apex",
+            "*.a.com is every name below a.com, but not a.com itself. Add a.com to spec.rules[0].domains.",
+        ),
+        (
+            [egress("a", rule("example.com"))],
+            "exmaple.com",
+            "no-peer",
+            "No rule of Egress default/a allows exmaple.com on TCP 80. Did you mean example.com, as in"
+            " spec.rules[0] of Egress default/a? If not, add exmaple.com to a rule.",
+        ),
+        (
+            [egress("a", rule(blocks=[BLOCK]))],
+            "a.com",
+            "no-peer",
+            "No rule of Egress default/a allows a.com on TCP 80, unless its address lies in"
+            " 10.0.0.0/8 except 10.1.0.0/16. Add a.com to the domains of a rule.",
+        ),
+        (
+            [egress("a", rule(blocks=[BLOCK]))],
+            "10.1.2.3",
+            "no-peer",
+            "No rule of Egress default/a names 10.1.2.3/32;"
+            " it passes only while an allowed name resolves to it. spec.rules[0] of Egress default/a excepts it: narrow 10.1.0.0/16, or add 10.1.2.3/32 to cidrs.",
+        ),
+        (
+            [egress("a"), egress("b")],
+            "a.com",
+            "no-rules",
+            "Egress default/a, Egress default/b allows nothing. Add a rule for a.com.",
+        ),
+        (
+            [egress("a", rule("a.com")), egress("b", rule("b.com"), audit=True)],
+            "b.com",
+            "audit-only",
+            "Only Egress default/b would allow b.com on TCP 80, and its mode is Audit."
+            " Set its spec.mode to Enforce.",
+        ),
+        (
+            [egress("b", audit=True)],
+            "a.com",
+            "audit",
+            "Passes and is reported, since only Audit objects select pod default/web-1:"
+            " Egress default/b allows nothing. Add a rule for a.com.",
+        ),
+        (
+            [],
+            "a.com",
+            "untouched",
+            "No object selects pod default/web-1: everything passes."
+            " To filter it, give an object a selector that matches pod default/web-1.",
+        ),
+        (
+            [],
+            "http://a.com/",
+            "unreadable",
+            "Cannot tell: 'http://a.com/' has ':' in it, which no name has. Write a.com.",
+        ),
+    ],
+)
+def test_the_cause_and_the_mend_in_words(objects, destination, why, text):
+    found = explain(objects, WEB, destination, 80)
+    assert (found.why, str(found)) == (why, text)
+
+
+def test_an_exempt_namespace_says_so():
+    found = explain([Egress(None, "x", pods=Selector())], COREDNS, "a.com")
+    assert "exempt" in found.mend
+    agent = Workload("pod", "skouter", is_agent=True)
+    assert explain([egress("a")], agent, "a.com").mend == "The agent itself is never filtered."
+
+
+def test_the_fields_are_plain_json():
+    found = explain(example("egress.yaml"), WEB, "example.com", 443)
+    assert json.loads(json.dumps(found.as_json())) == {
+        "allowed": True,
+        "why": "rule",
+        "sentence": "Egress default/web allows example.com on TCP 443: spec.rules[0] names example.com.",
+        "mend": "",
+        "object": "Egress default/web",
+        "field": "spec.rules[0]",
+        "peer": "example.com",
+        "ports": "TCP 80, TCP 443",
+    }
+
+
+# ---- The same verdict as the policy that is enforced ------------------------------------------------------
+
+RULES = st.builds(
+    rule,
+    st.sampled_from(["a.com", "*.a.com", "*", "b.com"]),
+    ports=st.lists(st.sampled_from([HTTP, Ports("TCP", 79, 90), Ports("UDP"), Ports("ANY")]), max_size=2),
+    blocks=st.lists(st.sampled_from([BLOCK, Block(ip_network("10.1.2.0/24"))]), max_size=2),
+)
+OBJECTS = st.builds(
+    lambda audit, rules: egress("x", *rules, audit=audit), st.booleans(), st.lists(RULES, max_size=2)
+)
+DESTINATIONS = st.sampled_from(["a.com", "x.a.com", "b.com", "c.org", "10.2.0.1", "10.1.0.1", "10.1.2.1"])
+
+
+@given(
+    st.lists(OBJECTS, max_size=3),
+    DESTINATIONS,
+    st.sampled_from(["TCP", "UDP"]),
+    st.sampled_from([80, 85, 22]),
+)
+def test_an_explanation_agrees_with_the_policy(objects, destination, protocol, port):
+    wanted = policy.union(selecting(objects, WEB))
+    passes = wanted is None or wanted.audit
+    for peer, ports in wanted.grants if wanted else ():
+        held = any(r.protocol in ("ANY", protocol) and r.first <= port <= r.last for r in ports)
+        passes |= held and reaches(peer.text, destination)
+    found = explain(objects, WEB, destination, port, protocol)
+    assert found.allowed == passes
+    assert found.mend or found.why == "rule"
+
+
+def reaches(text, destination):
+    if "/" not in text:
+        return not destination[0].isdigit() and names.matches(names.parse(text), destination)
+    cidr, _, excepts = text.partition(" except ")
+    if not destination[0].isdigit():
+        return False
+    address = ip_address(destination)
+    return address in IPv4Network(cidr) and not (excepts and address in IPv4Network(excepts))

@@ -1,0 +1,77 @@
+"""The pure core stays pure: no I/O, no clock, no other room of the house, and cheap to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GATEWAY = Path(__file__).parent.parent / "gateway"
+PURE = ("documents", "schema", "names", "selection", "policy", "tables", "explain")
+
+ALLOWED = {
+    *(
+        "__future__",
+        "ast",
+        "collections",
+        "dataclasses",
+        "difflib",
+        "functools",
+        "hashlib",
+        "ipaddress",
+        "json",
+    ),
+    *("itertools", "re", "typing", "enum", "gateway", "idna", "jsonschema", "yaml"),
+}
+FORBIDDEN_CALLS = {"open", "print", "input", "__import__", "exec", "eval", "breakpoint"}
+HEAVY = ("jsonschema", "yaml", "idna", "difflib", "trio", "bcc", "dnslib")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found.update(f"gateway.{a.name}" for a in node.names) if base == "gateway" else found.add(base)
+    return found
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_imports_no_io_no_clock_and_no_shell(name: str) -> None:
+    for module in imports(ast.parse((GATEWAY / f"{name}.py").read_text())):
+        assert module.split(".")[0] in ALLOWED, f"{name}.py imports {module}"
+        if module.startswith("gateway"):
+            assert module.split(".")[1] in PURE, f"{name}.py imports {module}, which is not pure"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_calls_nothing_that_reads_or_writes(name: str) -> None:
+    tree = ast.parse((GATEWAY / f"{name}.py").read_text())
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert not called & FORBIDDEN_CALLS
+
+
+@pytest.mark.parametrize(
+    "source", ["import os", "from time import monotonic", "import gateway.agent", "from gateway import agent"]
+)
+def test_the_check_itself_would_notice(source: str) -> None:
+    (module,) = imports(ast.parse(source))
+    parts = module.split(".")
+    assert parts[0] not in ALLOWED or parts[1] not in PURE
+
+
+def test_arrows_go_one_way() -> None:
+    order = ("names", "schema", "documents", "selection", "policy", "tables", "explain")
+    for name in PURE:
+        for module in imports(ast.parse((GATEWAY / f"{name}.py").read_text())):
+            if module.startswith("gateway."):
+                assert order.index(module.split(".")[1]) < order.index(name), f"{name}.py imports {module}"
+
+
+def test_importing_the_core_loads_nothing_heavy() -> None:
+    code = f"import sys; from gateway import {', '.join(PURE)}; print(*set({HEAVY}) & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=GATEWAY.parent, capture_output=True, text=True)
+    assert (run.stdout.strip(), run.stderr) == ("", "")
