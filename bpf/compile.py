@@ -122,8 +122,8 @@ def pin_programs(bcc, module, where: Path) -> None:  # type: ignore[no-untyped-d
         loaded[name] = function.fd
         stages[ctypes.c_int(index)] = ctypes.c_int(function.fd)
     for name, (function, kind, attach) in HOOKS.items():
-        if function in module.funcs:
-            del module.funcs[function]  # the same text once more, for another attach type
+        if function.encode() in module.funcs:
+            del module.funcs[function.encode()]  # the same text once more, for another attach type
         # Programs that share a table of stages must be loaded for one attach type; for cgroup_skb the kernel
         # holds them to it only where they return more than 0 and 1.
         attach = 0 if kind == SKB else attach

@@ -86,6 +86,9 @@ class Table:
         raw = kernel.lookup(self.fd, self._key(index), 8 * kernel.possible_cpus())
         return sum(memoryview(raw).cast("Q")) if raw else 0
 
+    def zero_cpus(self, index: int) -> None:
+        kernel.update(self.fd, self._key(index), bytes(8 * kernel.possible_cpus()))
+
     def _key(self, key: object) -> bytes:
         return key if isinstance(key, bytes) else contract().pack(self.layout.key, key)
 

@@ -1,0 +1,318 @@
+"""The engine on this host: brings the kernel half up, gives workloads their policy, takes everything away.
+
+Rules this file obeys:
+
+- One lock per instance: several commands and an agent may share one kernel half.
+- Tables first, then the workload's row: a workload is never open before its policy is whole. The other way
+  round when it goes.
+- The root cgroup itself is a workload without a policy (number 0), so that whatever lies below it and is
+  not classified is closed.
+- The kernel's tables are the state. What is written to /run is for people, and for tidying up after a crash.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bpf import datapath, kernel
+from bpf.contract import contract
+from bpf.datapath import Datapath
+from bpf.events import address, pack_address
+from gateway import cgroups, place, tables
+from gateway.policy import Policy, describe
+from gateway.resolvers import Resolver
+
+FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
+RING_BYTES = 1 << 20
+POLICY_TABLES = ("names", "prefixes", "rules", "services", "grants", "resolvers")
+
+
+class EngineError(Exception):
+    """The engine can't do this here; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one workload is held, beside its policy; times in seconds."""
+
+    resolvers: tuple[Resolver, ...] = ()
+    trace: bool = False
+    floor: int = FLOOR
+    grace: int = GRACE
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A workload under its policy: its cgroup, policy number, and the ring on which its events arrive."""
+
+    name: str
+    cgroup: Path
+    number: int
+    ring: int
+    state: int  # descriptor of the locked state file: whoever holds the lock owns the workload
+    problems: tuple[str, ...]
+
+
+@contextmanager
+def locked(where: place.Place) -> Iterator[None]:
+    where.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with where.lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+class Engine:
+    """The kernel half of one instance, loaded and attached."""
+
+    def __init__(self, where: place.Place) -> None:
+        """Adopts what runs already, else compiles and attaches. Needs root."""
+        if os.geteuid() != 0:
+            raise EngineError("skouter needs root to load BPF programs: run it with sudo")
+        self.place = where
+        with locked(where):
+            place.ensure_bpffs(where)
+            self.datapath: Datapath = datapath.load(where.pins)
+            where.cgroup.mkdir(exist_ok=True)
+            shallowest, deepest = cgroups.levels(where.cgroup, 1)
+            self.datapath["settings"][0] = (shallowest, deepest)
+            self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
+            self.datapath.attach(where.cgroup)
+            self.tidy()
+
+    def close(self) -> None:
+        """Lets go of descriptors; enforcement goes on."""
+        self.datapath.close()
+
+    # ---- Workloads --------------------------------------------------------------------------------------
+
+    def admit(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Admitted:
+        """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns."""
+        with locked(self.place):
+            state = self._claim(name)
+            cgroup = self.place.cgroup / name
+            cgroup.mkdir()
+            identity = cgroups.cgroup_id(cgroup)
+            number = self._free_number()
+            about = {**about, "name": name, "policy": number, "cgroup": identity}
+            os.pwrite(state, orjson.dumps({**about, **_describe(policy, options)}), 0)
+            try:
+                wanted = tables.compile(policy, number)
+                ring = kernel.create_ring(RING_BYTES)
+                self.datapath["events"][number] = ring
+                self._write(wanted, options)
+                self.datapath["workloads"][identity] = (number,)
+            except BaseException:
+                os.close(state)
+                self._remove(name)
+                raise
+        return Admitted(name, cgroup, number, ring, state, wanted.problems)
+
+    def dismiss(self, admitted: Admitted) -> list[int]:
+        """Takes a workload's policy away, unless processes are left in it: their pids, still enforced."""
+        with locked(self.place):
+            left = cgroups.processes(admitted.cgroup)
+            os.close(admitted.ring)
+            self.datapath["events"].discard(admitted.number)
+            os.close(admitted.state)
+            if not cgroups.is_populated(admitted.cgroup):
+                self._remove(admitted.name)
+        return left
+
+    def tidy(self) -> None:
+        """Removes workloads whose owner is gone and in which nothing runs any more, and what is over."""
+        for path in self.place.run.glob("*.json"):
+            if not is_owned(path) and not cgroups.is_populated(self.place.cgroup / path.stem):
+                self._remove(path.stem)
+
+    def counters(self, number: int) -> dict[str, int]:
+        """Packets by reason, of one policy since its number was given out."""
+        reasons = contract().enumerators("reason")
+        found = {
+            name: self.datapath["counters"].sum_cpus(number * len_reasons() + value)
+            for value, name in reasons.items()
+        }
+        return {name: count for name, count in found.items() if count}
+
+    def _claim(self, name: str) -> int:
+        fd = os.open(self.place.run / f"{name}.json", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    def _free_number(self) -> int:
+        used = {int(value.policy) for _, value in self.datapath["workloads"].items()}
+        used |= {int(state["policy"]) for state in states(self.place)}
+        limit = contract().constant("POLICIES")
+        for number in range(1, limit):
+            if number not in used:
+                return number
+        raise EngineError(f"all {limit - 1} policy numbers of this host are in use: end some workloads first")
+
+    def _write(self, wanted: tables.Tables, options: Options) -> None:
+        number = wanted.number
+        for index in range(len_reasons()):
+            self.datapath["counters"].zero_cpus(number * len_reasons() + index)
+        for step in tables.difference(None, wanted).steps:
+            if step.map == "flags":
+                self._set_policy(wanted, options)
+            else:
+                datapath.write(self.datapath.tables, step.map, step.key, step.value)
+        for resolver in options.resolvers:
+            self._trust(number, resolver)
+            if resolver.is_local:
+                self._trust(0, resolver)
+                self.datapath.attach(self.place.hierarchy, ("resolver",))
+
+    def _set_policy(self, wanted: tables.Tables, options: Options) -> None:
+        constant = contract().constant
+        flags = constant("AUDIT") if wanted.flags.audit else 0
+        flags |= constant("TRACE") if options.trace else 0
+        flags |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
+        before = self.datapath["policies"][wanted.number]
+        self.datapath["policies"][wanted.number] = (
+            (int(before.generation) + 1) & 0xFFFFFFFF,
+            flags,
+            options.floor,
+            options.grace,
+        )
+
+    def _trust(self, number: int, resolver: Resolver) -> None:
+        key = (pack_address(resolver.address), number, resolver.port.to_bytes(2, "big"))
+        self.datapath["resolvers"][key] = 1
+
+    def _remove(self, name: str) -> None:
+        path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
+        state = read_state(path)
+        if cgroup.is_dir():
+            self.datapath["workloads"].discard(cgroups.cgroup_id(cgroup))
+            remove_cgroup(cgroup)
+        if state:
+            self.datapath["workloads"].discard(int(state["cgroup"]))
+            self._purge(int(state["policy"]))
+        path.unlink(missing_ok=True)
+        self._forget_local_resolvers()
+
+    def _purge(self, number: int) -> None:
+        """Every row of a policy number, whoever wrote it."""
+        for name in POLICY_TABLES:
+            table = self.datapath[name]
+            for raw in list(table.raw_keys()):
+                if _policy_of(contract().unpack(table.layout.key, raw)) == number:
+                    table.remove_raw(raw)
+        self._forget_what_is_over()
+
+    def _forget_what_is_over(self) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        constant = contract().constant
+        for name, field, seconds in (
+            ("questions", "time", constant("QUESTION_SECONDS")),
+            ("flows", "seen", constant("FLOW_SECONDS")),
+            ("inbounds", "seen", constant("INBOUND_SECONDS")),
+        ):
+            table = self.datapath[name]
+            for raw in list(table.raw_keys()):
+                value = kernel.lookup(table.fd, raw, table.layout.value_size)
+                if value and getattr(contract().unpack(table.layout.value, value), field) + seconds * 10**9 < now:
+                    table.remove_raw(raw)
+
+    def _forget_local_resolvers(self) -> None:
+        wanted = {text for state in states(self.place) for text in state["local_resolvers"]}
+        table = self.datapath["resolvers"]
+        for raw in list(table.raw_keys()):
+            key = contract().unpack(table.layout.key, raw)
+            if key.policy == 0 and f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}" not in wanted:
+                table.remove_raw(raw)
+
+
+def _policy_of(key: Any) -> int:
+    return key.policy if isinstance(key.policy, int) else int.from_bytes(bytes(key.policy), "big")
+
+
+def len_reasons() -> int:
+    return contract().constant("REASONS")
+
+
+# ---- What is written for people -------------------------------------------------------------------------
+
+
+def _describe(policy: Policy, options: Options) -> dict[str, Any]:
+    return {
+        "mode": "Audit" if policy.audit else "Enforce",
+        "peers": {str(peer.id): peer.text for peer, _ in policy.grants},
+        "rules": sorted(f"{peer.text} ({describe(ports)})" for peer, ports in policy.grants),
+        "resolvers": [str(resolver) for resolver in options.resolvers],
+        "local_resolvers": [f"{r.address} {r.port}" for r in options.resolvers if r.is_local],
+    }
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """None for a file that is half written: its owner died in the midst."""
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def states(where: place.Place) -> list[dict[str, Any]]:
+    found = (read_state(path) for path in sorted(where.run.glob("*.json")))
+    return [state for state in found if state]
+
+
+def is_owned(path: Path) -> bool:
+    """Whether the process that admitted the workload is still there: it holds the file's lock."""
+    try:
+        with path.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+# ---- Taking everything away -----------------------------------------------------------------------------
+
+
+def off(where: place.Place) -> list[str]:
+    """Break-glass: detaches every program at once; needs no agent and no tables. What was detached."""
+    gone = []
+    for cgroup in (where.cgroup, where.hierarchy):
+        if cgroup.is_dir():
+            gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
+    return gone
+
+
+def uninstall(where: place.Place) -> list[str]:
+    """Everything: programs, tables, cgroups, files under /run. What was removed, in words."""
+    gone = off(where)
+    for path in (where.pins, where.run):
+        if path.exists():
+            gone.append(str(path))
+            datapath.unpin(path)
+    if where.cgroup.is_dir():
+        for child in where.cgroup.iterdir():
+            if child.is_dir():
+                remove_cgroup(child)
+        with suppress(OSError):
+            remove_cgroup(where.cgroup)
+            gone.append(str(where.cgroup))
+    return gone
+
+
+def remove_cgroup(path: Path) -> None:
+    """A cgroup, its children first; processes in it move to the hierarchy's root (after `off` only)."""
+    children: Iterable[Path] = [child for child in path.iterdir() if child.is_dir()]
+    for child in children:
+        remove_cgroup(child)
+    for pid in cgroups.processes(path):
+        with suppress(OSError):
+            cgroups.join(cgroups.hierarchy(), pid)
+    path.rmdir()

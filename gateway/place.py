@@ -1,0 +1,58 @@
+"""Where one instance of the engine lives on this host.
+
+Every folder carries the instance's name, so that two (a test and the real one, say) never meet:
+
+    BPFFS/NAME          pinned maps and programs
+    CGROUP2/NAME        the workloads' cgroup, to which the programs are attached
+    /run/NAME           the lock, and what each workload was given, for people to read
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway import cgroups
+
+DEFAULT = "skouter"
+BPFFS = Path("/sys/fs/bpf")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Paths of one instance."""
+
+    name: str
+    bpffs: Path
+    hierarchy: Path
+    run: Path
+
+    @property
+    def pins(self) -> Path:
+        return self.bpffs / self.name
+
+    @property
+    def cgroup(self) -> Path:
+        return self.hierarchy / self.name
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "lock"
+
+
+def find(name: str | None = None) -> Place:
+    """The instance called `name`, by default $SKOUTER_INSTANCE or "skouter"."""
+    name = name or os.environ.get("SKOUTER_INSTANCE") or DEFAULT
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise cgroups.CgroupError(f"instance {name!r}: use letters, digits, '-' and '_' only")
+    bpffs = cgroups.find_mount("bpf", cgroups.mounts()) or BPFFS
+    return Place(name, bpffs, cgroups.hierarchy(), Path("/run") / name)
+
+
+def ensure_bpffs(place: Place) -> None:
+    """Mounts the bpf file system where nobody did (systemd does)."""
+    if cgroups.find_mount("bpf", cgroups.mounts()) is None:
+        place.bpffs.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(place.bpffs)], check=True)

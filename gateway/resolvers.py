@@ -1,0 +1,81 @@
+"""Which DNS servers a command of this host trusts (resolv.conf(5), systemd-resolved(8))."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpf.events import Address
+
+STUB = "127.0.0.53"
+UPSTREAMS = Path("/run/systemd/resolve/resolv.conf")
+PORT = 53
+
+
+class BadResolverError(ValueError):
+    """Not an address of a DNS server; the message says what to write."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Resolver:
+    """One address and port of a trusted server; `local` where it lies on this host."""
+
+    address: Address
+    port: int = PORT
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return host if self.port == PORT else f"{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether packets to it go over loopback: the kernel would choose its address as their source."""
+        family = socket.AF_INET if self.address.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((str(self.address), self.port))  # sends nothing
+            except OSError:
+                return False
+            return ipaddress.ip_address(probe.getsockname()[0]) == self.address or self.address.is_loopback
+
+
+def parse(text: str) -> Resolver:
+    """`192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1` or `[2001:db8::1]:5353`."""
+    host, port = text, str(PORT)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else port if not rest else "?"
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    try:
+        if not 0 < int(port) < 65536:
+            raise ValueError(port)
+        return Resolver(ipaddress.ip_address(host), int(port))
+    except ValueError:
+        raise BadResolverError(
+            f"resolver {text!r} is not an IP address: write 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:5353"
+        ) from None
+
+
+def from_resolv_conf(text: str) -> list[Resolver]:
+    """The servers of a resolv.conf, 127.0.0.1 where it names none (as the C library does)."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[0] == "nameserver":
+            try:
+                found.append(Resolver(ipaddress.ip_address(fields[1].split("%")[0])))
+            except ValueError:
+                continue
+    return found or [Resolver(ipaddress.ip_address("127.0.0.1"))]
+
+
+def of_this_host() -> list[Resolver]:
+    """The servers of /etc/resolv.conf; behind systemd-resolved's stub its upstreams too."""
+    path = Path("/etc/resolv.conf")
+    found = from_resolv_conf(path.read_text() if path.exists() else "")
+    if any(str(resolver.address) == STUB for resolver in found) and UPSTREAMS.exists():
+        found += from_resolv_conf(UPSTREAMS.read_text())
+    return sorted(set(found), key=lambda r: (r.address.version, r))

@@ -1,0 +1,154 @@
+"""`skouter run`: one command under a policy, for as long as it and its children live.
+
+Rules this file obeys:
+
+- The command starts only when its policy is enforced, and never when it can't be.
+- Its exit status and signals pass through; what this program itself says goes to stderr.
+- What is still running when the command ends stays enforced.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import trio
+
+from bpf import kernel
+from bpf.events import SENTENCES, decode
+from gateway import place
+from gateway.engine import Admitted, Engine, Options
+from gateway.policy import Policy
+from gateway.privileges import confine, environment, invoking_user
+from gateway.report import Report
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # POSIX shell, 2.8.2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    command: list[str]
+    policy: Policy
+    options: Options
+    learn: Path | None = None
+    summary: str = "human"  # human, json or none
+
+
+def run(request: Request, where: place.Place) -> int:
+    """The exit status for the caller; a command that a signal ended ends this process by the same signal."""
+    engine = Engine(where)
+    name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
+    about = {"kind": "command", "command": request.command, "pid": os.getpid()}
+    admitted = engine.admit(name, request.policy, request.options, about)
+    report = Report()
+    lost, left = 0, []
+    try:
+        for problem in admitted.problems:
+            say(problem)
+        status = trio.run(_supervise, request, admitted, report, (where.pins, where.run))
+    finally:
+        lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
+        left = engine.dismiss(admitted)
+        engine.close()
+    _tell(request, report, lost, left)
+    return _pass_on(status)
+
+
+async def _supervise(request: Request, admitted: Admitted, report: Report, hidden: tuple[Path, ...]) -> int:
+    """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
+    user = invoking_user()
+    ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
+    with trio.open_signal_receiver(*FORWARDED, *FROM_TERMINAL) as signals:
+        try:
+            process = await trio.lowlevel.open_process(
+                request.command,
+                env=environment(user),
+                preexec_fn=confine(user, admitted.cgroup, hidden),
+            )
+        except FileNotFoundError:
+            say(f"{request.command[0]}: command not found")
+            return NOT_FOUND
+        except OSError as error:
+            say(f"{request.command[0]}: {error.strerror}")
+            return NOT_EXECUTABLE
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, ring)
+            nursery.start_soon(_forward, signals, process)
+            status = await process.wait()
+            nursery.cancel_scope.cancel()
+    ring.consume()
+    ring.close()
+    return int(status)
+
+
+async def _watch(ring: kernel.Ring) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(ring.fileno())
+        ring.consume()
+
+
+async def _forward(signals: trio.abc.ReceiveChannel[int], process: trio.Process) -> None:
+    # A terminal sends its signals to the whole foreground process group, the command included.
+    own = FROM_TERMINAL if sys.stdin is not None and sys.stdin.isatty() else ()
+    async for number in signals:
+        if number not in own:
+            process.send_signal(number)
+
+
+def _tell(request: Request, report: Report, lost: int, left: list[int]) -> None:
+    if left:
+        say(f"still running and still held to the policy: {', '.join(map(str, left))}")
+    if request.summary == "json":
+        sys.stderr.buffer.write(orjson.dumps({**report.as_json(), "lost": lost}) + b"\n")
+    elif request.summary == "human":
+        for line in report.lines(SENTENCES, request.policy.audit):
+            say(line)
+        if lost:
+            say(f"{lost} events came too fast to be told; the counts above are too low")
+    if request.learn is not None:
+        _write_as_user(request.learn, report.policy("learned"))
+        say(f"the policy that would have sufficed: {request.learn}")
+
+
+def _write_as_user(path: Path, text: str) -> None:
+    """As the invoking user, so that nobody gets root to write where they may not."""
+    user = invoking_user()
+    child = os.fork()
+    if child == 0:
+        try:
+            if user.name is not None:
+                os.initgroups(user.name, user.gid)
+                os.setresgid(user.gid, user.gid, user.gid)
+                os.setresuid(user.uid, user.uid, user.uid)
+            path.write_text(text)
+        except OSError as error:
+            say(f"{path}: {error.strerror}")
+            os._exit(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _pass_on(status: int) -> int:
+    if status >= 0:
+        return status
+    number = -status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number  # not reached, unless the signal is blocked
+
+
+say: Callable[[str], None] = lambda text: print(f"skouter: {text}", file=sys.stderr, flush=True)  # noqa: E731
