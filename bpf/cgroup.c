@@ -23,6 +23,7 @@
 #include "dns.h"
 #include "learn.h"
 
+/* NULL also where there is no memory for it: then every packet is judged anew. */
 static __always_inline struct socket *storage_of(struct bpf_sock *sk)
 {
 	return sk ? sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
@@ -78,29 +79,24 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	return reason;
 }
 
-int egress(struct __sk_buff *skb)
+static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 {
-	struct packet p = {};
+	struct packet p ALIGNED = {};
 	struct subject who = {.hook = HOOK_EGRESS};
-	enum reason reason = read_packet(skb, &p, 1);
-	struct bpf_sock *sk = socket_of(skb);
-	struct socket *s = storage_of(sk);
-	int question = p.tuple.protocol == IPPROTO_UDP, local = skb->ifindex == LOOPBACK_IFINDEX;
+	enum reason reason;
+	int question, local = skb->ifindex == LOOPBACK_IFINDEX;
 
-	if (s && !reason && holds(&s->flow, &p.tuple) && is_current(&s->flow) &&
-	    (s->flow.state == ALLOWED || s->flow.state == INBOUND)) {     /* 3, the common case */
-		count(s->flow.policy, ESTABLISHED);
-		return PASS;
-	}
 	if (!find_workload(skb, &who))                                        /* 0 */
 		return PASS;
+	reason = read_packet(skb, &p, 1);                                     /* 1 */
+	question = p.protocol == IPPROTO_UDP;
 	who.socket = bpf_get_socket_cookie(skb);
 	if (!who.policy)
 		reason = UNCLASSIFIED;
 	else if (!reason && (local || is_loopback(p.tuple.remote)))           /* 2 */
 		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : LOOPBACK;
-	else if (!reason)                                                     /* 1 */
-		reason = decide(skb, sk, s, &who, &p);
+	else if (!reason)
+		reason = decide(skb, socket_of(skb), s, &who, &p);
 	if (reason == LOOPBACK && question && may_be_resolver(who.flags, p.tuple.remote_port) &&
 	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
 		reason = RESOLVER;
@@ -111,53 +107,73 @@ int egress(struct __sk_buff *skb)
 	return PASS;
 }
 
-int ingress(struct __sk_buff *skb)
+int egress(struct __sk_buff *skb)
 {
-	struct packet p = {};
-	struct subject who = {.hook = HOOK_INGRESS};
-	int local = skb->ifindex == LOOPBACK_IFINDEX;
-	struct bpf_sock *sk = socket_of(skb);
-	struct socket *s = storage_of(sk);
-	enum reason reason;
+	struct socket *s = storage_of(skb->sk);
 
-	if (read_packet(skb, &p, 0) || !sk)
+	if (s && goes_on(skb, s, 1)) {
+		count(s->flow.policy, ESTABLISHED);
 		return PASS;
-	if (s && p.tuple.protocol == IPPROTO_TCP && holds(&s->flow, &p.tuple) && is_current(&s->flow))
-		return s->flow.state != WITHDRAWN;
-	if (!find_workload(skb, &who) || !who.policy)
+	}
+	return judge_egress(skb, s);
+}
+
+static __always_inline int trusts(const struct subject *who, const struct packet *p)
+{
+	return may_be_resolver(who->flags, p->tuple.remote_port) &&
+	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
+}
+
+static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s)
+{
+	struct packet p ALIGNED = {};
+	struct subject who = {.hook = HOOK_INGRESS};
+	struct bpf_sock *sk = socket_of(skb);
+	enum reason reason;
+	int answer;
+
+	if (!sk || !find_workload(skb, &who) || !who.policy || read_packet(skb, &p, 0))
 		return PASS;
 	who.socket = bpf_get_socket_cookie(skb);
-	if (local) {
+	if (skb->ifindex == LOOPBACK_IFINDEX) {
 		if (is_loopback(p.tuple.local) || !is_forged(p.tuple.remote, p.tuple.local))
 			return PASS;
 		return conclude(&who, &p.tuple, s, SPOOFED);
 	}
+	answer = p.protocol == IPPROTO_UDP && trusts(&who, &p);
 	if (s && (holds(&s->flow, &p.tuple) || recall(s, &who, &p.tuple))) {
 		reason = s->flow.state;
 		if (s->flow.policy != who.policy || s->flow.generation != who.generation)
 			reason = judge_again(s, &who, &p.tuple);
 		if (reason == WITHDRAWN)
 			return conclude(&who, &p.tuple, s, reason);
-	} else if (p.tuple.protocol == IPPROTO_TCP) {
+	} else if (p.protocol == IPPROTO_TCP) {
 		if (s && sk->state == TCP_STATE_LISTEN && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			s->passive = 1;
-	} else if (sk->type != SOCK_RAW && !(may_be_resolver(who.flags, p.tuple.remote_port) &&
-					     is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))) {
+	} else if (sk->type != SOCK_RAW && !answer) {
 		note_inbound(&who, &p.tuple);
 	}
-	if (p.tuple.protocol == IPPROTO_UDP && may_be_resolver(who.flags, p.tuple.remote_port) &&
-	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
+	if (answer)
 		stage(skb, STAGE_ANSWER, HOOK_INGRESS, p.transport + 8, who.workload);
 	return PASS;
+}
+
+int ingress(struct __sk_buff *skb)
+{
+	struct socket *s = storage_of(skb->sk);
+
+	if (s && goes_on(skb, s, 0))
+		return PASS;
+	return judge_ingress(skb, s);
 }
 
 /* A resolver on this host answers one of ours over loopback. */
 int resolver(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p ALIGNED = {};
 	struct subject who = {};
 
-	if (skb->ifindex != LOOPBACK_IFINDEX || read_packet(skb, &p, 1) || p.tuple.protocol != IPPROTO_UDP)
+	if (skb->ifindex != LOOPBACK_IFINDEX || read_packet(skb, &p, 1) || p.protocol != IPPROTO_UDP)
 		return PASS;
 	if (is_resolver(0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
 		stage(skb, STAGE_ANSWER, HOOK_RESOLVER, p.transport + 8, 0);
@@ -168,13 +184,17 @@ int question(struct __sk_buff *skb)
 {
 	u64 workload = skb->cb[CB_WORKLOAD] | (u64)skb->cb[CB_WORKLOAD_HIGH] << 32;
 	struct subject who = {.workload = workload};
-	struct packet p = {};
-	struct question_key key = {};
+	struct packet p ALIGNED = {};
+	struct question_key key ALIGNED = {};
 	struct question value = {.workload = workload, .socket = bpf_get_socket_cookie(skb)};
 	struct slate *s = claim_slate(skb);
 
-	if (!s || !find_workload(skb, &who) || read_packet(skb, &p, 1))
+	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
 		return release_slate(skb);
+	if (!s) {
+		count(who.policy, ANSWER_BUSY);
+		return PASS;
+	}
 	if (load_message(skb, s, skb->cb[CB_OFFSET]) || (s->message[2] & 0xf8) || !read_question(s)) {
 		count(who.policy, QUESTION_UNREADABLE);
 		return release_slate(skb);
@@ -192,25 +212,25 @@ static __always_inline void turn(struct tuple *to, const struct tuple *from)
 {
 	copy_address(to->local, from->remote);
 	copy_address(to->remote, from->local);
-	__builtin_memcpy(to->local_port, from->remote_port, 2);
-	__builtin_memcpy(to->remote_port, from->local_port, 2);
-	to->protocol = from->protocol;
+	set_service(to, *(const u32 *)from->local_port, from->protocol, 0);
 }
 
 int answer(struct __sk_buff *skb)
 {
 	struct subject who = {};
-	struct packet p = {};
-	struct tuple client = {};
+	struct packet p ALIGNED = {};
+	struct tuple client ALIGNED = {};
 	struct peers *peers;
 	struct slate *s = claim_slate(skb);
 	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER;
 	enum reason wrong = ANSWER_UNREADABLE;
 
-	if (!s)
-		return PASS;
 	if (!outbound)
 		find_workload(skb, &who);
+	if (!s) {
+		count(who.policy, ANSWER_BUSY);
+		return PASS;
+	}
 	if (read_packet(skb, &p, outbound))
 		return release_slate(skb);
 	if (outbound)
@@ -252,6 +272,7 @@ int records(struct __sk_buff *skb)
 	if (s->wrong)
 		count(who.policy, s->wrong);
 	stages.call(skb, STAGE_GRANTS);
+	count(who.policy, ANSWER_LONG);          /* no stage was left */
 	return release_slate(skb);
 }
 
@@ -273,6 +294,7 @@ int grant(struct __sk_buff *skb)
 		s->learned = index + 1;
 	}
 	stages.call(skb, STAGE_GRANTS);
+	count(who.policy, ANSWER_LONG);
 	return release_slate(skb);
 }
 
@@ -311,8 +333,7 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 
 static __always_inline void remote_of(struct bpf_sock_addr *ctx, struct tuple *t, int ipv4)
 {
-	u32 words[4];
-	u16 port = ctx->user_port;
+	u32 *words = (u32 *)t->remote;
 
 	if (ipv4) {
 		map_ipv4(t->remote, ctx->user_ip4);
@@ -321,15 +342,13 @@ static __always_inline void remote_of(struct bpf_sock_addr *ctx, struct tuple *t
 		words[1] = ctx->user_ip6[1];
 		words[2] = ctx->user_ip6[2];
 		words[3] = ctx->user_ip6[3];
-		__builtin_memcpy(t->remote, words, 16);
 	}
-	__builtin_memcpy(t->remote_port, &port, 2);
-	t->protocol = ctx->protocol;
+	set_service(t, (u32)(u16)ctx->user_port << 16, ctx->protocol, 1);
 }
 
 int connect4(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = {};
+	struct tuple t ALIGNED = {};
 
 	remote_of(ctx, &t, 1);
 	return connecting(ctx, &t);
@@ -337,7 +356,7 @@ int connect4(struct bpf_sock_addr *ctx)
 
 int connect6(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = {};
+	struct tuple t ALIGNED = {};
 
 	remote_of(ctx, &t, 0);
 	return connecting(ctx, &t);

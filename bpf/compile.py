@@ -1,45 +1,34 @@
-"""The only importer of bcc: flattens, compiles, loads and pins, in a child that ends when it is done.
+"""From C text to instructions: the only importer of bcc, run in a child that ends when it is done.
 
-``import bcc`` brings 60 MB of LLVM along; neither a daemon nor a command should carry that. So this file is
-run as ``python -m bpf.compile ROOT``, leaves maps and programs pinned below ROOT, and is gone. What it pins:
-
-    ROOT/maps-LAYOUT/NAME       LAYOUT: hash of contract.h
-    ROOT/programs-TEXT/NAME     TEXT: hash of all C text, hence also of the layout
-
-Maps that are there already are used again by BCC without a look at their layout (iovisor/bcc); the caller
-checks them (datapath.py).
+``import bcc`` brings 60 MB of LLVM along, and compiling takes seconds: neither a daemon nor a command should
+carry or wait for that twice. So ``python -m bpf.compile OBJECT`` writes the instructions of every program to
+a file, with the places that refer to a map, and is gone. The file depends on the text alone: it serves every
+kernel, after every boot (load.py), until the text changes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import re
+import struct
 import sys
 import sysconfig
 import tempfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from bpf.contract import MAP, Contract, contract
 
 INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
-
-# Program -> hook it attaches to. linux/bpf.h: enum bpf_attach_type; the prog types are BCC's names.
-SKB, ADDR = "CGROUP_SKB", "CGROUP_SOCK_ADDR"
-HOOKS: dict[str, tuple[str, str, int]] = {
-    # name: (function, program type, attach type)
-    "ingress": ("ingress", SKB, 0),
-    "egress": ("egress", SKB, 1),
-    "connect4": ("connect4", ADDR, 10),
-    "connect6": ("connect6", ADDR, 11),
-    "sendmsg4": ("sendmsg", ADDR, 14),
-    "sendmsg6": ("sendmsg", ADDR, 15),
-    "resolver": ("resolver", SKB, 1),
-}
-STAGES = ("question", "answer", "records", "grant")  # in the order of enum stage
+ENTRY = re.compile(r"^int (\w+)\(struct (__sk_buff|bpf_sock_addr) \*\w+\)$", re.MULTILINE)
+INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
+LOAD_IMMEDIATE_64, PSEUDO_MAP = 0x18, 1
+PROCESS = "-DCURRENT_PROCESS"  # who connects, for the events: needs a helper of Linux 6.1
 
 
 @cache
@@ -58,82 +47,71 @@ def flatten(name: str = "cgroup.c") -> str:
     return INCLUDE.sub(lay_in, text)
 
 
+@cache
 def text_hash() -> str:
     """Names the programs: any change of any C file changes it."""
     return hashlib.blake2b(flatten().encode(), digest_size=8).hexdigest()
 
 
-def declare_maps(text: str, layout: Contract, where: Path) -> str:
-    """MAP() lines become BCC's declarations, pinned below `where`."""
+def declare_maps(text: str, layout: Contract) -> str:
+    """MAP() lines become BCC's declarations. Instructions do not depend on a map's size, so each has one entry."""
 
     def declare(match: re.Match[str]) -> str:
         m = layout.maps[match[2]]
-        pin = where / m.name
         if m.kind == "rings":
             # A policy's events go to the ring of whoever reads them, and nowhere where nobody does.
             return (
                 f"BPF_RINGBUF_OUTPUT({m.name}_inner, 1);\n"
-                f'BPF_TABLE_PINNED("array_of_maps${m.name}_inner", int, int, {m.name}, {m.entries}, "{pin}");'
+                f'BPF_TABLE("array_of_maps${m.name}_inner", int, int, {m.name}, 1);'
             )
         key = "int" if m.kind in ("storage", "programs") else m.key
-        return (
-            f'BPF_TABLE_PINNED("{m.bcc_type}", {key}, {m.value}, {m.name}, {m.entries}, "{pin}", {m.flags});'
-        )
+        entries = 0 if m.kind == "storage" else 1
+        return f'BPF_F_TABLE("{m.bcc_type}", {key}, {m.value}, {m.name}, {entries}, {m.flags});'
 
     return MAP.sub(declare, text)
 
 
-def build(root: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compile, load and pin everything below `root` (a folder of a bpffs).
+def instructions(extra: tuple[str, ...] = (PROCESS,)) -> dict[str, Any]:
+    """Program -> {"code": hex, "maps": {instruction: map}}, for every entry point of cgroup.c.
 
-    Raises :class:`RuntimeError` with the compiler's or the verifier's words.
+    Raises :class:`RuntimeError`; the compiler's own words are on stderr.
     """
-    layout = contract()
-    maps, programs = root / f"maps-{layout.layout}", root / f"programs-{text_hash()}"
-    maps.mkdir(parents=True, exist_ok=True)
-    programs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as tree:
         # BCC wants a kernel tree; these few lines stand in for one, the UAPI headers are linux-libc-dev's.
         Path(tree, "include").symlink_to(str(files("bpf") / "include"))
         os.environ["BCC_KERNEL_SOURCE"] = tree
         import bcc
 
-        flags = ["-I/usr/include", f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}", *extra]
-        text = declare_maps(flatten(), layout, maps)
-        module = load_text(bcc, text, flags)
-    pin_programs(bcc, module, programs)
+        architecture = sysconfig.get_config_var("MULTIARCH")
+        flags = ["-I/usr/include", f"-I/usr/include/{architecture}", *extra]
+        try:
+            module = bcc.BPF(text=declare_maps(flatten(), contract()), cflags=flags)
+        except Exception as error:
+            raise RuntimeError("the kernel half does not compile") from error
+    descriptors = {_descriptor(bcc, module, name): name for name in contract().maps}
+    return {
+        name: _program(module.dump_func(name.encode()), descriptors) for name, _context in ENTRY.findall(flatten())
+    }
 
 
-def load_text(bcc, text: str, flags: list[str]):  # type: ignore[no-untyped-def]
-    """Compiled; with the process's name in events where the kernel has the helper for it (6.1)."""
-    module = bcc.BPF(text=text, cflags=["-DCURRENT_PROCESS", *flags])
-    try:
-        module.load_func("connect4", bcc.BPF.CGROUP_SOCK_ADDR, attach_type=10)
-    except Exception:
-        module = bcc.BPF(text=text, cflags=flags)
-    return module
+def _descriptor(bcc: Any, module: Any, name: str) -> int:
+    return int(bcc.lib.bpf_table_fd(ctypes.c_void_p(module.module), name.encode()))
 
 
-def pin_programs(bcc, module, where: Path) -> None:  # type: ignore[no-untyped-def]
-    loaded = {}
-    stages = module["stages"]
-    for index, name in enumerate(STAGES):
-        function = module.load_func(name, bcc.BPF.CGROUP_SKB, attach_type=0)
-        loaded[name] = function.fd
-        stages[ctypes.c_int(index)] = ctypes.c_int(function.fd)
-    for name, (function, kind, attach) in HOOKS.items():
-        if function.encode() in module.funcs:
-            del module.funcs[function.encode()]  # the same text once more, for another attach type
-        # Programs that share a table of stages must be loaded for one attach type; for cgroup_skb the kernel
-        # holds them to it only where they return more than 0 and 1.
-        attach = 0 if kind == SKB else attach
-        loaded[name] = module.load_func(function, getattr(bcc.BPF, kind), attach_type=attach).fd
-    for name, fd in loaded.items():
-        path = where / name
-        path.unlink(missing_ok=True)
-        if bcc.lib.bpf_obj_pin(fd, str(path).encode()) < 0:
-            raise RuntimeError(f"{path}: cannot be pinned: {os.strerror(ctypes.get_errno())}")
+def _program(code: bytes, descriptors: dict[int, str]) -> dict[str, Any]:
+    maps = {}
+    for index, (opcode, registers, _offset, immediate) in enumerate(INSTRUCTION.iter_unpack(code)):
+        if opcode == LOAD_IMMEDIATE_64 and registers >> 4 == PSEUDO_MAP:
+            maps[str(index)] = descriptors[immediate]
+    return {"code": code.hex(), "maps": maps}
+
+
+def main(path: Path, *extra: str) -> None:
+    found = instructions(extra)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(found))
+    scratch.replace(path)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), tuple(sys.argv[2:]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

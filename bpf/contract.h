@@ -36,7 +36,7 @@ enum reason {
 	LOOPBACK,
 	RESOLVER,                 /* to a trusted DNS server */
 	INBOUND,                  /* answers what came in from outside */
-	NEIGHBOUR,                /* IPv6 neighbour discovery, hop limit 255 */
+	NEIGHBOUR,                /* IPv6 neighbour discovery on the link, hop limit 255 */
 	/* dropped */
 	UNCLASSIFIED,             /* a workload nobody has given a policy yet */
 	UNREADABLE,               /* headers cut short, or of an unknown version */
@@ -88,7 +88,7 @@ struct settings {
 };
 
 struct policy {
-	__u32 generation;         /* grows whenever anything of the policy changes, also at reuse of a number */
+	__u32 generation;         /* grows with every change, when a workload leaves it, and at a number's reuse */
 	__u32 flags;
 	__u32 floor;              /* seconds: a grant lasts max(TTL, floor) + grace */
 	__u32 grace;
@@ -194,7 +194,7 @@ struct flow {
 	__u32 generation;
 	__u32 state;              /* enum reason: ALLOWED, RESOLVER, INBOUND, WITHDRAWN; NONE is no flow */
 	__u32 pad;
-	__u64 seal;               /* over all of the above but `seen`: two threads on one socket may tear it */
+	__u64 seal;               /* over all of it but `seen`: two threads may tear what a datagram socket remembers */
 };
 
 /* What is kept with a socket (and inherited by what a listener accepts). */
@@ -271,8 +271,8 @@ struct slate {
 	__u32 text_length;
 	__u32 odd;                /* the question's name has a character that teaches nothing */
 	__u32 label;              /* bytes left of the label being read */
-	__u32 truncated;
-	__u32 pad;
+	__u32 truncated;          /* TC */
+	__u32 partial;            /* longer than MESSAGE: its end was not loaded */
 	__u64 hash;
 	struct question question;
 	struct peers peers;

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bpf import kernel
-from bpf.compile import HOOKS, STAGES, text_hash
 from bpf.contract import Map, contract
+from bpf.load import HOOKS, STAGES, DatapathError, build, check_layout, maps_folder, programs_folder
 
 
-class DatapathError(Exception):
-    """The kernel half cannot be used; the message says why and what to do."""
+class NotLoadedError(DatapathError):
+    """Nothing is pinned, or a start was interrupted."""
 
 
 class Table:
@@ -98,22 +96,21 @@ class Datapath:
 
     def __init__(self, root: Path) -> None:
         """Opens what is pinned below `root`; raises :class:`DatapathError` where it is not whole."""
-        layout = contract()
         self.root = root
-        self.maps_path = root / f"maps-{layout.layout}"
-        self.programs_path = root / f"programs-{text_hash()}"
         self.tables: dict[str, Table] = {}
         self.programs: dict[str, int] = {}
         try:
-            for name, m in layout.maps.items():
-                self.tables[name] = Table(kernel.get(self.maps_path / name), m)
+            for name, m in contract().maps.items():
+                self.tables[name] = Table(kernel.get(maps_folder(root) / name), m)
+                check_layout(self.tables[name].fd, m, maps_folder(root) / name)
             for name in (*HOOKS, *STAGES):
-                self.programs[name] = kernel.get(self.programs_path / name)
+                self.programs[name] = kernel.get(programs_folder(root) / name)
         except OSError as error:
             self.close()
-            raise DatapathError(f"{error.filename or ''}{error.strerror}: not loaded") from error
-        for table in self.tables.values():
-            check_layout(table, self.maps_path)
+            raise NotLoadedError(f"{error.strerror}: not loaded") from error
+        except DatapathError:
+            self.close()
+            raise
 
     def __getitem__(self, name: str) -> Table:
         return self.tables[name]
@@ -128,7 +125,7 @@ class Datapath:
         """Attaches what is missing to `cgroup`, then detaches older programs of ours."""
         with open_folder(cgroup) as target:
             for name in names:
-                program, hook = self.programs[name], HOOKS[name][2]
+                program, hook = self.programs[name], HOOKS[name].attach
                 mine = kernel.program_info(program).id
                 there = kernel.attached(target, hook)
                 if mine not in there:
@@ -143,8 +140,8 @@ class Datapath:
         with open_folder(cgroup) as target:
             return [
                 name
-                for name, (_function, _kind, hook) in HOOKS.items()
-                if kernel.program_info(self.programs[name]).id in kernel.attached(target, hook)
+                for name, hook in HOOKS.items()
+                if kernel.program_info(self.programs[name]).id in kernel.attached(target, hook.attach)
             ]
 
     def detach(self, cgroup: Path) -> list[str]:
@@ -153,18 +150,6 @@ class Datapath:
 
     def _ours(self, name: str) -> set[int]:
         return pinned_programs(self.root, name)
-
-
-def check_layout(table: Table, where: Path) -> None:
-    """BCC accepts a pinned map of any layout without a word, so we look ourselves."""
-    info, want = kernel.map_info(table.fd), table.layout
-    found = (info.type, info.key_size, info.value_size, info.max_entries)
-    wanted = (want.kernel_type, want.key_size, want.value_size, want.entries)
-    if found != wanted:
-        raise DatapathError(
-            f"{where / want.name}: a map of another layout (type, key, value, entries: found {found}, "
-            f"wanted {wanted}); it is not used. Run 'skouter uninstall' to remove it"
-        )
 
 
 def pinned_programs(root: Path, name: str) -> set[int]:
@@ -181,51 +166,23 @@ def detach_all(root: Path, cgroup: Path) -> list[str]:
     """Break-glass: needs no agent, no contract and no maps, only what is pinned."""
     gone = []
     with open_folder(cgroup) as target:
-        for name, (_function, _kind, hook) in HOOKS.items():
+        for name, hook in HOOKS.items():
             ours = pinned_programs(root, name)
-            for number in kernel.attached(target, hook):
+            for number in kernel.attached(target, hook.attach):
                 if number in ours:
                     with program_by_id(number) as program:
-                        kernel.detach(program, target, hook)
+                        kernel.detach(program, target, hook.attach)
                     gone.append(name)
     return gone
 
 
 def load(root: Path) -> Datapath:
-    """Adopts what is pinned below `root`, or compiles it first, in a child.
-
-    Raises :class:`DatapathError` with the child's words.
-    """
+    """Adopts what is pinned below `root`, or makes it first; raises :class:`DatapathError`."""
     try:
         return Datapath(root)
-    except DatapathError:
-        if root.is_dir():
-            check_pinned_maps(root)
-    child = subprocess.run(
-        [sys.executable, "-m", "bpf.compile", str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    if child.returncode:
-        tail = "\n".join(child.stderr.strip().splitlines()[-12:])
-        raise DatapathError(f"the kernel half could not be compiled or loaded:\n{tail}")
-    return Datapath(root)
-
-
-def check_pinned_maps(root: Path) -> None:
-    """The maps of this layout that are there already, before BCC takes them as they are."""
-    layout = contract()
-    for name, m in layout.maps.items():
-        path = root / f"maps-{layout.layout}" / name
-        if path.exists():
-            fd = kernel.get(path)
-            try:
-                check_layout(Table(fd, m), path.parent)
-            finally:
-                os.close(fd)
+    except NotLoadedError:
+        build(root)
+        return Datapath(root)
 
 
 def unpin(root: Path) -> None:

@@ -41,6 +41,7 @@ static __always_inline int load_message(struct __sk_buff *skb, struct slate *s, 
 	u32 length = skb->len - offset;
 
 	s->wrong = NONE;
+	s->partial = length > MESSAGE;
 	if (skb->len <= offset + HEADER)
 		return -1;
 	if (length > MESSAGE) {
@@ -132,7 +133,7 @@ static __always_inline void unreadable(struct slate *s)
 /* The message ended in the midst of a record. */
 static __always_inline void cut(struct slate *s)
 {
-	if (!s->truncated && s->wrong != ANSWER_LONG)
+	if (!s->truncated && !s->partial)
 		s->wrong = ANSWER_UNREADABLE;
 	s->state = READ_DONE;
 }
@@ -216,8 +217,8 @@ static __always_inline void keep_address(struct slate *s, const u8 *data, u32 tt
 	struct record *r = &s->records[s->addresses & (RECORDS - 1)];
 	u32 address;
 
-	if (s->addresses >= RECORDS) {
-		s->wrong = ANSWER_LONG;
+	if (s->addresses >= RECORDS) {           /* told at the end: till then the message may prove broken */
+		s->addresses = RECORDS + 1;
 		return;
 	}
 	if (ipv4) {
@@ -290,5 +291,9 @@ static __always_inline void read_records(struct slate *s)
 			read_record(s);
 		else
 			read_label(s);
+	}
+	if (s->state == READ_DONE && s->addresses > RECORDS) {
+		s->addresses = RECORDS;
+		s->wrong = s->wrong ? s->wrong : ANSWER_LONG;
 	}
 }

@@ -13,6 +13,8 @@ from typing import Any
 
 from cffi import FFI
 
+from bpf.contract import RING, Map
+
 ffi = FFI()
 ffi.cdef(
     """
@@ -31,13 +33,36 @@ ffi.cdef(
         const void *ctx_in; void *ctx_out; uint32_t ctx_size_in, ctx_size_out;
         uint32_t retval; int repeat; uint32_t duration, flags, cpu, batch_size;
     };
+    struct map_options {
+        size_t sz; uint32_t btf_fd, btf_key_type_id, btf_value_type_id, btf_vmlinux_value_type_id;
+        uint32_t inner_map_fd, map_flags; uint64_t map_extra; uint32_t numa_node, map_ifindex;
+    };
+    struct load_options {
+        size_t sz; int attempts, expected_attach_type; uint32_t prog_btf_fd, prog_flags, prog_ifindex;
+        uint32_t kern_version, attach_btf_id, attach_prog_fd, attach_btf_obj_fd; const int *fd_array;
+        const void *func_info; uint32_t func_info_cnt, func_info_rec_size;
+        const void *line_info; uint32_t line_info_cnt, line_info_rec_size;
+        uint32_t log_level, log_size; char *log_buf;
+    };
     struct ring_buffer;
+    struct btf;
+    struct btf *btf__new_empty(void);
+    int btf__add_int(struct btf *btf, const char *name, size_t size, int encoding);
+    int btf__add_struct(struct btf *btf, const char *name, uint32_t size);
+    int btf__load_into_kernel(struct btf *btf);
+    int btf__fd(const struct btf *btf);
+    void btf__free(struct btf *btf);
+    int bpf_prog_load(int type, const char *name, const char *license, const void *code, size_t count,
+                      const struct load_options *options);
+    int libbpf_probe_bpf_helper(int prog_type, int helper, const void *opts);
+    int bpf_obj_pin(int fd, const char *path);
     int bpf_obj_get(const char *path);
     int bpf_map_lookup_elem(int fd, const void *key, void *value);
     int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
     int bpf_map_delete_elem(int fd, const void *key);
     int bpf_map_get_next_key(int fd, const void *key, void *next_key);
-    int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t entries, void *opts);
+    int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t entries,
+                       const struct map_options *options);
     int bpf_prog_attach(int prog, int target, int type, unsigned int flags);
     int bpf_prog_detach2(int prog, int target, int type);
     int bpf_prog_query(int target, int type, uint32_t flags, uint32_t *attach_flags, uint32_t *ids,
@@ -102,9 +127,68 @@ def next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
     return bytes(ffi.buffer(found))
 
 
+def pin(fd: int, path: Path) -> None:
+    _checked(_lib.bpf_obj_pin(fd, str(path).encode()), str(path))
+
+
+def create_map(wanted: Map) -> int:
+    """A map of the contract. Socket storage needs BTF to say how large a value is; a table of rings needs one
+    ring as the model of all."""
+    options = ffi.new("struct map_options *")
+    options.sz, options.map_flags = ffi.sizeof("struct map_options"), wanted.flags
+    model, types = -1, ffi.NULL
+    if wanted.kind == "rings":
+        model = create_ring(4096)
+        options.inner_map_fd = model
+    if wanted.kind == "storage":
+        types = _lib.btf__new_empty()
+        options.btf_key_type_id = _lib.btf__add_int(types, b"int", 4, 1)
+        options.btf_value_type_id = _lib.btf__add_struct(types, b"value", wanted.value_size)
+        _checked(_lib.btf__load_into_kernel(types), "BTF")
+        options.btf_fd = _lib.btf__fd(types)
+    try:
+        return _checked(
+            _lib.bpf_map_create(
+                wanted.kernel_type,
+                wanted.name.encode(),
+                wanted.key_size,
+                wanted.value_size,
+                wanted.entries,
+                options,
+            ),
+            f"map {wanted.name}",
+        )
+    finally:
+        if model >= 0:
+            os.close(model)
+        if types != ffi.NULL:
+            _lib.btf__free(types)
+
+
 def create_ring(size: int) -> int:
     """A ring buffer map of `size` bytes (a power of two, whole pages)."""
-    return _checked(_lib.bpf_map_create(27, b"events", 0, 0, size, ffi.NULL), "ring buffer")
+    return _checked(_lib.bpf_map_create(RING, b"events", 0, 0, size, ffi.NULL), "ring buffer")
+
+
+def load_program(name: str, code: bytes, kind: int, attach: int) -> int:
+    """Raises with the last words of the verifier's log."""
+    log = ffi.new("char[]", 1 << 16)
+    options = ffi.new("struct load_options *")
+    options.sz, options.attempts, options.expected_attach_type = ffi.sizeof("struct load_options"), 5, attach
+    arguments = (kind, name.encode()[:15], b"GPL", code, len(code) // 8, options)
+    fd = _lib.bpf_prog_load(*arguments)
+    if fd < 0:
+        options.log_buf, options.log_size, options.log_level = log, len(log), 1
+        fd = _lib.bpf_prog_load(*arguments)
+    if fd < 0:
+        words = " / ".join(ffi.string(log).decode(errors="replace").splitlines()[-3:])
+        raise OSError(-fd, f"{os.strerror(-fd)}: {words}")
+    return int(fd)
+
+
+def knows_current_process() -> bool:
+    """Whether connect hooks may ask for the calling process (bpf_get_current_comm: Linux 6.1)."""
+    return int(_lib.libbpf_probe_bpf_helper(18, 16, ffi.NULL)) == 1
 
 
 def map_info(fd: int) -> Any:

@@ -57,7 +57,7 @@ static __always_inline int never_learned(const u8 *address)
 	struct prefix_key key = {.bits = 128 + 16};
 	u32 first = bpf_ntohl(word(address, 0)), last = bpf_ntohl(word(address, 3));
 
-	copy_address(key.address, address);
+	__builtin_memcpy(key.address, address, 16);
 	if (never.lookup(&key))                                        /* the operator's own ranges */
 		return 1;
 	if (is_ipv4(address))
@@ -103,7 +103,7 @@ static __always_inline void renew_grant(struct grant *grant, u32 policy, u64 pee
 
 static __always_inline void grant_address(u32 policy, const u8 *address, u64 peer, u64 expires, u64 now)
 {
-	struct grant_key key = {.policy = policy};
+	struct grant_key key ALIGNED = {.policy = policy};
 	struct grant fresh = {.slots[0] = {.peer = peer, .expires = expires}};
 	struct grant *grant;
 
@@ -139,7 +139,7 @@ static __always_inline void question_key_of(struct question_key *key, struct sla
 /* The open question that this answer fits, taken out of the table; fills s->question. */
 static __always_inline enum reason take_question(struct slate *s, u64 socket, const struct tuple *client)
 {
-	struct question_key key = {};
+	struct question_key key ALIGNED = {};
 	struct question *found;
 
 	question_key_of(&key, s, socket, client);
@@ -157,7 +157,7 @@ static __always_inline enum reason take_question(struct slate *s, u64 socket, co
 static __always_inline void tell_address(struct slate *s, struct subject *who, struct record *r,
 					 enum reason reason, u64 expires, u64 now)
 {
-	struct tuple t = {};
+	struct tuple t ALIGNED = {};
 
 	copy_address(t.remote, r->address);
 	who->socket = s->question.socket;

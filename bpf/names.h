@@ -10,13 +10,6 @@
 
 enum { REVERSED_END = 256, KEY_HEAD = 6 };
 
-/* The mask is kept where the verifier must see it: the compiler knows bounds that the verifier does not. */
-static __always_inline u64 bounded(u64 value, u64 mask)
-{
-	asm volatile("%0 &= %1" : "+r"(value) : "r"(mask));
-	return value;
-}
-
 static __always_inline struct peers *find_name(struct slate *s, u32 policy)
 {
 	u32 length = bounded(s->text_length, 255);

@@ -13,57 +13,81 @@ enum { LOOPBACK_IFINDEX = 1 };           /* in every network namespace */
 enum { SOCK_STREAM = 1, SOCK_RAW = 3 };  /* socket(2) */
 enum { EXTENSION_HEADERS = 6 };
 
+#define ALIGNED __attribute__((aligned(8)))
+
 struct packet {
-	struct tuple tuple;
+	struct tuple tuple ALIGNED;
 	u32 transport;            /* offset of the header behind IP */
+	u32 protocol;
 	u8 tcp_flags;
 	u8 icmp_type;
 	u8 hop_limit;
 	u8 echo;                  /* ICMP echo request or reply */
 };
 
-static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 size)
+/* The mask is kept where the verifier must see it: the compiler knows bounds that the verifier does not. */
+static __always_inline u64 bounded(u64 value, u64 mask)
 {
+	asm volatile("%0 &= %1" : "+r"(value) : "r"(mask));
+	return value;
+}
+
+/* Straight from the packet where the bytes lie in its linear part, which costs nothing; in words, as every
+ * CPU that compiles BPF reads them from any address. */
+static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, const u32 size)
+{
+	void *from = (void *)(long)skb->data + bounded(offset, 0xfff);
+
+	if (from + size <= (void *)(long)skb->data_end && offset <= 0xfff) {
+		__builtin_memcpy(to, __builtin_assume_aligned(from, 8), size);
+		return 0;
+	}
 	return bpf_skb_load_bytes(skb, offset, to, size);
 }
 
 static __always_inline void copy_address(u8 *to, const u8 *from)
 {
-	__builtin_memcpy(to, from, 16);
+	((u64 *)to)[0] = ((const u64 *)from)[0];
+	((u64 *)to)[1] = ((const u64 *)from)[1];
 }
 
+/* In whole words: what is stored in halves and read as one makes the CPU wait. */
 static __always_inline void map_ipv4(u8 *to, u32 address)
 {
-	u32 words[4] = {0, 0, bpf_htonl(0xffff), address};
+	u64 *words = (u64 *)to;
 
-	__builtin_memcpy(to, words, 16);
+	words[0] = 0;
+	words[1] = (u64)address << 32 | bpf_htonl(0xffff);
+}
+
+/* Both ports, as they stand in the header, and the protocol. */
+static __always_inline void set_service(struct tuple *t, u32 ports, u32 protocol, int outbound)
+{
+	u64 *words = (u64 *)t;
+
+	words[4] = (u64)protocol << 32 | (outbound ? ports : ports << 16 | ports >> 16);
 }
 
 static __always_inline u32 word(const u8 *address, int index)
 {
-	u32 value;
-
-	__builtin_memcpy(&value, address + 4 * index, 4);
-	return value;
+	return ((const u32 *)address)[index];
 }
 
 static __always_inline int is_ipv4(const u8 *address)
 {
-	return word(address, 0) == 0 && word(address, 1) == 0 && word(address, 2) == bpf_htonl(0xffff);
+	return ((const u64 *)address)[0] == 0 && word(address, 2) == bpf_htonl(0xffff);
 }
 
 static __always_inline int is_loopback(const u8 *address)
 {
 	if (is_ipv4(address))
 		return address[12] == 127;
-	return word(address, 0) == 0 && word(address, 1) == 0 && word(address, 2) == 0 &&
-	       word(address, 3) == bpf_htonl(1);
+	return ((const u64 *)address)[0] == 0 && word(address, 2) == 0 && word(address, 3) == bpf_htonl(1);
 }
 
 static __always_inline int same_address(const u8 *a, const u8 *b)
 {
-	return word(a, 3) == word(b, 3) && word(a, 0) == word(b, 0) && word(a, 1) == word(b, 1) &&
-	       word(a, 2) == word(b, 2);
+	return ((const u64 *)a)[1] == ((const u64 *)b)[1] && ((const u64 *)a)[0] == ((const u64 *)b)[0];
 }
 
 static __always_inline int has_ports(u32 protocol)
@@ -89,7 +113,7 @@ static __always_inline enum reason read_options(struct __sk_buff *skb, u32 lengt
 
 static __always_inline enum reason read_ipv4(struct __sk_buff *skb, struct packet *p, int outbound)
 {
-	struct iphdr ip;
+	struct iphdr ip ALIGNED;
 	u32 length;
 
 	if (load(skb, 0, &ip, sizeof(ip)))
@@ -101,7 +125,7 @@ static __always_inline enum reason read_ipv4(struct __sk_buff *skb, struct packe
 		return FRAGMENT;
 	map_ipv4(outbound ? p->tuple.local : p->tuple.remote, ip.saddr);
 	map_ipv4(outbound ? p->tuple.remote : p->tuple.local, ip.daddr);
-	p->tuple.protocol = ip.protocol;
+	p->protocol = ip.protocol;
 	p->hop_limit = ip.ttl;
 	p->transport = length;
 	return length > 20 ? read_options(skb, length) : NONE;
@@ -109,7 +133,7 @@ static __always_inline enum reason read_ipv4(struct __sk_buff *skb, struct packe
 
 static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packet *p, int outbound)
 {
-	struct ipv6hdr ip;
+	struct ipv6hdr ip ALIGNED;
 	u32 at = sizeof(ip), next;
 
 	if (load(skb, 0, &ip, sizeof(ip)))
@@ -138,22 +162,24 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 		at += (header[1] + 1) * 8;
 		next = header[0];
 	}
-	if (next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT)
+	if (next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_ROUTING ||
+	    next == IPPROTO_AH || next == IPPROTO_FRAGMENT || next == IPPROTO_MH)
 		return EXTENSION_HEADER;
-	p->tuple.protocol = next;
+	if (at > skb->len)                       /* a header's length leads out of the packet */
+		return UNREADABLE;
+	p->protocol = next;
 	p->transport = at;
 	return NONE;
 }
 
 static __always_inline enum reason read_ports(struct __sk_buff *skb, struct packet *p, int outbound)
 {
-	u8 head[4];
+	u32 ports;
 
-	if (load(skb, p->transport, head, sizeof(head)))
+	if (load(skb, p->transport, &ports, sizeof(ports)))
 		return UNREADABLE;
-	__builtin_memcpy(outbound ? p->tuple.local_port : p->tuple.remote_port, head, 2);
-	__builtin_memcpy(outbound ? p->tuple.remote_port : p->tuple.local_port, head + 2, 2);
-	if (p->tuple.protocol == IPPROTO_TCP && load(skb, p->transport + TCP_FLAGS, &p->tcp_flags, 1))
+	set_service(&p->tuple, ports, p->protocol, outbound);
+	if (p->protocol == IPPROTO_TCP && load(skb, p->transport + TCP_FLAGS, &p->tcp_flags, 1))
 		return UNREADABLE;
 	return NONE;
 }
@@ -161,15 +187,16 @@ static __always_inline enum reason read_ports(struct __sk_buff *skb, struct pack
 /* An echo's identifier stands for the local port, so that one ping is one flow (RFC 792, RFC 4443). */
 static __always_inline enum reason read_icmp(struct __sk_buff *skb, struct packet *p)
 {
-	u8 head[8];
+	u8 type;
+	u16 identifier = 0;
 
-	if (load(skb, p->transport, head, sizeof(head)))
+	if (load(skb, p->transport, &type, 1))
 		return UNREADABLE;
-	p->icmp_type = head[0];
-	p->echo = p->tuple.protocol == IPPROTO_ICMPV6 ? head[0] == 128 || head[0] == 129
-						      : head[0] == 8 || head[0] == 0;
-	if (p->echo)
-		__builtin_memcpy(p->tuple.local_port, head + 4, 2);
+	p->icmp_type = type;
+	p->echo = p->protocol == IPPROTO_ICMPV6 ? type == 128 || type == 129 : type == 8 || type == 0;
+	if (load(skb, p->transport + 4, &identifier, sizeof(identifier)))
+		return UNREADABLE;
+	set_service(&p->tuple, p->echo ? identifier : 0, p->protocol, 1);
 	return NONE;
 }
 
@@ -185,26 +212,34 @@ static __always_inline enum reason read_packet(struct __sk_buff *skb, struct pac
 		return UNREADABLE;
 	if (wrong)
 		return wrong;
-	if (has_ports(p->tuple.protocol))
+	if (has_ports(p->protocol))
 		return read_ports(skb, p, outbound);
-	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)
+	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
 		return read_icmp(skb, p);
+	set_service(&p->tuple, 0, p->protocol, outbound);
 	return NONE;
 }
 
-/* RFC 4861: router and neighbour discovery, which a router never forwards (hop limit 255). */
+/* fe80::/10 or ff02::/16: what no router forwards. */
+static __always_inline int is_on_link(const u8 *address)
+{
+	return (address[0] == 0xfe && address[1] >> 6 == 2) || (address[0] == 0xff && address[1] == 2);
+}
+
+/* RFC 4861: router and neighbour discovery. Hop limit 255 is what its receiver asks for; routers would forward
+ * it, so that a message to an address further away is judged like any other. */
 static __always_inline int is_neighbour_discovery(const struct packet *p)
 {
-	return p->tuple.protocol == IPPROTO_ICMPV6 && p->icmp_type >= 133 && p->icmp_type <= 137 &&
-	       p->hop_limit == 255;
+	return p->protocol == IPPROTO_ICMPV6 && is_on_link(p->tuple.remote) && p->icmp_type >= 133 &&
+	       p->icmp_type <= 137 && p->hop_limit == 255;
 }
 
 /* RFC 792, RFC 4443 2.1: messages about other packets. */
 static __always_inline int is_icmp_error(const struct packet *p)
 {
-	if (p->tuple.protocol == IPPROTO_ICMPV6)
+	if (p->protocol == IPPROTO_ICMPV6)
 		return p->icmp_type < 128;
-	return p->tuple.protocol == IPPROTO_ICMP &&
+	return p->protocol == IPPROTO_ICMP &&
 	       (p->icmp_type == 3 || p->icmp_type == 4 || p->icmp_type == 5 || p->icmp_type == 11 ||
 		p->icmp_type == 12);
 }

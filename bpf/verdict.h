@@ -88,7 +88,7 @@ static __always_inline void tell(const struct subject *who, const struct tuple *
 				 enum reason reason)
 {
 	u64 now = bpf_ktime_get_boot_ns();
-	struct event e = {};
+	struct event e ALIGNED = {};
 
 	if (!paced(who, now)) {
 		count(who->policy, EVENTS_LOST);
@@ -114,7 +114,7 @@ static __always_inline int conclude(const struct subject *who, const struct tupl
 
 static __always_inline int is_resolver(u32 policy, const u8 *address, const u8 *port)
 {
-	struct resolver_key key = {.policy = policy, .port = {port[0], port[1]}};
+	struct resolver_key key ALIGNED = {.policy = policy, .port = {port[0], port[1]}};
 
 	copy_address(key.address, address);
 	return resolvers.lookup(&key) != NULL;
@@ -195,7 +195,7 @@ static __always_inline enum reason ask_prefixes(struct subject *who, const struc
 	enum reason reason = NOT_ALLOWED;
 	struct peers *peers;
 
-	copy_address(key.address, t->remote);
+	__builtin_memcpy(key.address, t->remote, 16);
 	peers = prefixes.lookup(&key);
 	if (!peers)
 		return NOT_ALLOWED;

@@ -201,7 +201,9 @@ class Engine:
         self._forget_local_resolvers()
 
     def _purge(self, number: int) -> None:
-        """Every row of a policy number, whoever wrote it."""
+        """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
+        before = self.datapath["policies"][number]
+        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0)
         for name in POLICY_TABLES:
             table = self.datapath[name]
             for raw in list(table.raw_keys()):

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import yaml
-
 PROTOCOLS = {1: "ICMP", 58: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
 WITH_PORTS = ("TCP", "UDP", "SCTP")
 ANSWERS = ("LEARNED", "SEEN", "NEVER_LEARNED")
@@ -104,6 +102,8 @@ class Report:
 
     def policy(self, name: str, selector: Mapping[str, str] | None = None) -> str:
         """An Egress document (YAML) under which all that was tried would have passed."""
+        import yaml
+
         wanted: dict[tuple[str, bool], set[tuple[str, int]]] = {}
         for at in [*self.reached, *(at for at, _ in self.refused)]:
             peer = (at.name, True) if at.name else (at.address, False)

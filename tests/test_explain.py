@@ -129,7 +129,8 @@ BLOCK = Block(ip_network("10.0.0.0/8"), (ip_network("10.1.0.0/16"),))
             "10.1.2.3",
             "no-peer",
             "No rule of Egress default/a names 10.1.2.3/32;"
-            " it passes only while an allowed name resolves to it. spec.rules[0] of Egress default/a excepts it: narrow 10.1.0.0/16, or add 10.1.2.3/32 to cidrs.",
+            " it passes only while an allowed name resolves to it."
+            " spec.rules[0] of Egress default/a excepts it: narrow 10.1.0.0/16, or add 10.1.2.3/32 to cidrs.",
         ),
         (
             [egress("a"), egress("b")],

@@ -131,6 +131,7 @@ class Bench:
                 self.d[name].remove_raw(key)
         for number in self.policies:
             self.d["policies"][number] = (next(_generations), 0, 0, 0)
+            self.d["paces"][number] = (0, 0)
         self.policies = set()
 
     def policy(self, number: int, *flags: str, floor: int = 60, grace: int = 60) -> None:

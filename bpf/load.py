@@ -1,0 +1,175 @@
+"""From instructions to what is pinned: makes the maps, loads the programs, fills the table of stages.
+
+Rules this file obeys:
+
+- Maps are made by the contract, exactly; one that is there already is used only if it has that layout.
+- What is pinned is whole or not there: programs are pinned only when all of them are loaded, and a folder
+  that a crash left half full is completed by the next start.
+
+    ROOT/maps-LAYOUT/NAME       LAYOUT: hash of contract.h
+    ROOT/programs-TEXT/NAME     TEXT: hash of all C text, hence also of the layout
+
+Compiled objects are kept in OBJECTS, beside the installation or in /var/cache (hier(7), file-hierarchy(7)).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpf import kernel
+from bpf.compile import INSTRUCTION, PROCESS, text_hash
+from bpf.contract import Map, contract
+
+OBJECTS = Path("/var/cache/skouter")
+SKB, ADDRESS = 8, 18  # enum bpf_prog_type: CGROUP_SKB, CGROUP_SOCK_ADDR
+
+
+class DatapathError(Exception):
+    """The kernel half cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Where a program is attached (enum bpf_attach_type), and the function it is made of."""
+
+    function: str
+    kind: int
+    attach: int
+
+
+HOOKS = {
+    "ingress": Hook("ingress", SKB, 0),
+    "egress": Hook("egress", SKB, 1),
+    "connect4": Hook("connect4", ADDRESS, 10),
+    "connect6": Hook("connect6", ADDRESS, 11),
+    "sendmsg4": Hook("sendmsg", ADDRESS, 14),
+    "sendmsg6": Hook("sendmsg", ADDRESS, 15),
+    "resolver": Hook("resolver", SKB, 1),
+}
+STAGES = ("question", "answer", "records", "grant")  # in the order of enum stage
+
+
+def maps_folder(root: Path) -> Path:
+    return root / f"maps-{contract().layout}"
+
+
+def programs_folder(root: Path) -> Path:
+    return root / f"programs-{text_hash()}"
+
+
+def build(root: Path) -> None:
+    """Makes and pins everything below `root`; raises :class:`DatapathError`."""
+    maps_folder(root).mkdir(parents=True, exist_ok=True)
+    maps = {m.name: open_map(maps_folder(root) / m.name, m) for m in contract().maps.values()}
+    programs: dict[str, int] = {}
+    try:
+        code = compiled()
+        for name, (function, kind, attach) in _wanted().items():
+            programs[name] = load_program(name, code[function], maps, kind, attach)
+        for index, name in enumerate(STAGES):
+            kernel.update(maps["stages"], index.to_bytes(4, sys.byteorder), programs[name].to_bytes(4, sys.byteorder))
+        programs_folder(root).mkdir(exist_ok=True)
+        for name, fd in programs.items():
+            path = programs_folder(root) / name
+            path.unlink(missing_ok=True)
+            kernel.pin(fd, path)
+    finally:
+        for fd in (*maps.values(), *programs.values()):
+            os.close(fd)
+
+
+def _wanted() -> dict[str, tuple[str, int, int]]:
+    # Programs that share a table of stages must be loaded for one attach type; the kernel holds cgroup_skb to
+    # it only where it returns more than 0 and 1 (bpf_prog_attach_check_attach_type).
+    hooks = {
+        name: (hook.function, hook.kind, 0 if hook.kind == SKB else hook.attach)
+        for name, hook in HOOKS.items()
+    }
+    return {**{name: (name, SKB, 0) for name in STAGES}, **hooks}
+
+
+def open_map(path: Path, wanted: Map) -> int:
+    """The map pinned at `path`, made if it is missing."""
+    if path.exists():
+        fd = kernel.get(path)
+        try:
+            check_layout(fd, wanted, path)
+        except DatapathError:
+            os.close(fd)
+            raise
+        return fd
+    fd = kernel.create_map(wanted)
+    kernel.pin(fd, path)
+    return fd
+
+
+def check_layout(fd: int, wanted: Map, path: Path) -> None:
+    info = kernel.map_info(fd)
+    found = (info.type, info.key_size, info.value_size, info.max_entries)
+    if found != (wanted.kernel_type, wanted.key_size, wanted.value_size, wanted.entries):
+        raise DatapathError(
+            f"{path}: a map of another layout (type, key, value, entries: found {found}, wanted "
+            f"{(wanted.kernel_type, wanted.key_size, wanted.value_size, wanted.entries)}); it is not used. "
+            "Run 'skouter uninstall' to remove it"
+        )
+
+
+def load_program(name: str, program: dict[str, Any], maps: dict[str, int], kind: int, attach: int) -> int:
+    code = bytearray.fromhex(program["code"])
+    for index, map_name in program["maps"].items():
+        at = int(index) * INSTRUCTION.size
+        opcode, registers, offset, _immediate = INSTRUCTION.unpack_from(code, at)
+        INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[map_name])
+    try:
+        return kernel.load_program(name, bytes(code), kind, attach)
+    except OSError as error:
+        raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
+
+
+def compiled() -> dict[str, Any]:
+    """The instructions for this kernel, compiled where nobody did so before."""
+    return compiled_object((PROCESS,) if kernel.knows_current_process() else ())
+
+
+def compiled_object(flags: tuple[str, ...]) -> dict[str, Any]:
+    name = f"{text_hash()}-{os.uname().machine}{''.join(flags).replace('-D', '-').lower()}.json"
+    for folder in (Path(sys.prefix) / "share" / "skouter", OBJECTS):
+        if (folder / name).is_file():
+            return dict(json.loads((folder / name).read_text()))
+    OBJECTS.mkdir(mode=0o755, parents=True, exist_ok=True)
+    compile_object(OBJECTS / name, flags)
+    return dict(json.loads((OBJECTS / name).read_text()))
+
+
+def compile_object(path: Path, flags: tuple[str, ...]) -> None:
+    """In a child, which takes the compiler's memory with it."""
+    child = subprocess.run(
+        [sys.executable, "-m", "bpf.compile", str(path), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    if child.returncode:
+        tail = "\n".join(child.stderr.strip().splitlines()[-12:])
+        raise DatapathError(f"the kernel half could not be compiled:\n{tail}")
+
+
+def main() -> None:
+    """`python -m bpf.load FOLDER`: compiles for an installation, so that its first start need not."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    global OBJECTS
+    OBJECTS = folder
+    compiled()
+
+
+if __name__ == "__main__":
+    main()
