@@ -54,7 +54,7 @@ def text_hash() -> str:
 
 
 def declare_maps(text: str, layout: Contract) -> str:
-    """MAP() lines become BCC's declarations. Instructions do not depend on a map's size, so each has one entry."""
+    """MAP() lines become BCC's declarations. Instructions do not depend on a map's size: one entry will do."""
 
     def declare(match: re.Match[str]) -> str:
         m = layout.maps[match[2]]
@@ -90,7 +90,8 @@ def instructions(extra: tuple[str, ...] = (PROCESS,)) -> dict[str, Any]:
             raise RuntimeError("the kernel half does not compile") from error
     descriptors = {_descriptor(bcc, module, name): name for name in contract().maps}
     return {
-        name: _program(module.dump_func(name.encode()), descriptors) for name, _context in ENTRY.findall(flatten())
+        name: _program(module.dump_func(name.encode()), descriptors)
+        for name, _context in ENTRY.findall(flatten())
     }
 
 

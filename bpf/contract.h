@@ -253,7 +253,7 @@ struct answer_event {
 struct record {
 	__u8 address[16];
 	__u32 ttl;
-	__u32 pad;
+	__u32 mapped;             /* IPv4 dressed as IPv6: never learned */
 };
 
 struct slate {

@@ -23,6 +23,8 @@ from bpf import kernel
 from bpf.contract import Map, contract
 from bpf.load import HOOKS, STAGES, DatapathError, build, check_layout, maps_folder, programs_folder
 
+DECIDING = tuple(name for name in HOOKS if name != "resolver")
+
 
 class NotLoadedError(DatapathError):
     """Nothing is pinned, or a start was interrupted."""
@@ -50,7 +52,9 @@ class Table:
         try:
             kernel.update(self.fd, self._key(key), contract().pack(self.layout.value, value))
         except OSError as error:
-            raise DatapathError(f"table {self.layout.name}: {error.strerror} (limit {self.layout.entries})") from error
+            raise DatapathError(
+                f"table {self.layout.name}: {error.strerror} (limit {self.layout.entries})"
+            ) from error
 
     def __delitem__(self, key: object) -> None:
         if not kernel.delete(self.fd, self._key(key)):
@@ -121,7 +125,7 @@ class Datapath:
             os.close(fd)
         self.tables, self.programs = {}, {}
 
-    def attach(self, cgroup: Path, names: tuple[str, ...] = tuple(name for name in HOOKS if name != "resolver")) -> None:
+    def attach(self, cgroup: Path, names: tuple[str, ...] = DECIDING) -> None:
         """Attaches what is missing to `cgroup`, then detaches older programs of ours."""
         with open_folder(cgroup) as target:
             for name in names:
@@ -176,12 +180,12 @@ def detach_all(root: Path, cgroup: Path) -> list[str]:
     return gone
 
 
-def load(root: Path) -> Datapath:
+def load(root: Path, flags: tuple[str, ...] = ()) -> Datapath:
     """Adopts what is pinned below `root`, or makes it first; raises :class:`DatapathError`."""
     try:
         return Datapath(root)
     except NotLoadedError:
-        build(root)
+        build(root, flags)
         return Datapath(root)
 
 

@@ -227,6 +227,7 @@ static __always_inline void keep_address(struct slate *s, const u8 *data, u32 tt
 	} else {
 		copy_address(r->address, data);
 	}
+	r->mapped = !ipv4 && is_ipv4(r->address);
 	r->ttl = ttl >> 31 ? 0 : ttl;            /* RFC 2181 8 */
 	s->addresses++;
 }

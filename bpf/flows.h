@@ -65,7 +65,7 @@ static __always_inline u64 seal_of(const struct flow *f)
 
 static __always_inline int holds(const struct flow *f, const struct tuple *t)
 {
-#ifdef UNCACHED                  /* for the bench: what a first packet costs */
+#ifdef BENCH                     /* what a first packet costs */
 	return 0;
 #endif
 	return f->state && same_tuple(&f->tuple, t) && (t->protocol == IPPROTO_TCP || f->seal == seal_of(f));
@@ -108,7 +108,7 @@ static __always_inline int goes_on(struct __sk_buff *skb, const struct socket *s
 {
 	const struct flow *f = &s->flow;
 
-#ifdef UNCACHED                  /* for the bench: what a first packet costs */
+#ifdef BENCH
 	return 0;
 #endif
 	return (f->state == ALLOWED || f->state == INBOUND) && recognises(skb, f, outbound) && is_current(f) &&

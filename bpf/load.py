@@ -63,17 +63,19 @@ def programs_folder(root: Path) -> Path:
     return root / f"programs-{text_hash()}"
 
 
-def build(root: Path) -> None:
-    """Makes and pins everything below `root`; raises :class:`DatapathError`."""
+def build(root: Path, flags: tuple[str, ...] = ()) -> None:
+    """Makes and pins everything below `root`, compiled with more `flags`; raises :class:`DatapathError`."""
     maps_folder(root).mkdir(parents=True, exist_ok=True)
     maps = {m.name: open_map(maps_folder(root) / m.name, m) for m in contract().maps.values()}
     programs: dict[str, int] = {}
     try:
-        code = compiled()
+        code = compiled(flags)
         for name, (function, kind, attach) in _wanted().items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
         for index, name in enumerate(STAGES):
-            kernel.update(maps["stages"], index.to_bytes(4, sys.byteorder), programs[name].to_bytes(4, sys.byteorder))
+            kernel.update(
+                maps["stages"], index.to_bytes(4, sys.byteorder), programs[name].to_bytes(4, sys.byteorder)
+            )
         programs_folder(root).mkdir(exist_ok=True)
         for name, fd in programs.items():
             path = programs_folder(root) / name
@@ -132,9 +134,9 @@ def load_program(name: str, program: dict[str, Any], maps: dict[str, int], kind:
         raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
 
 
-def compiled() -> dict[str, Any]:
+def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
     """The instructions for this kernel, compiled where nobody did so before."""
-    return compiled_object((PROCESS,) if kernel.knows_current_process() else ())
+    return compiled_object(((PROCESS,) if kernel.knows_current_process() else ()) + flags)
 
 
 def compiled_object(flags: tuple[str, ...]) -> dict[str, Any]:

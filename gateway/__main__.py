@@ -48,13 +48,17 @@ def parser() -> argparse.ArgumentParser:
     off.set_defaults(do=do_off)
     uninstall = _add(commands, "uninstall", "detach everything and leave nothing behind in the kernel")
     uninstall.set_defaults(do=do_uninstall)
-    completion = commands.add_parser("completion", help="a script for your shell: eval \"$(skouter completion bash)\"")
+    completion = commands.add_parser(
+        "completion", help='a script for your shell: eval "$(skouter completion bash)"'
+    )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(do=do_completion)
     return top
 
 
-def _add(commands: Any, name: str, text: str, epilog: str = "", output: bool = True) -> argparse.ArgumentParser:
+def _add(
+    commands: Any, name: str, text: str, epilog: str = "", output: bool = True
+) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -69,17 +73,53 @@ def _add(commands: Any, name: str, text: str, epilog: str = "", output: bool = T
 
 def _add_run(commands: Any) -> None:
     run = _add(commands, "run", "run a command that may reach only what you allow", RUN_EPILOG)
-    run.add_argument("--allow", action="append", default=[], metavar="NAME[:PORT]", help="name, *.name, address or CIDR; 443, 8000-8080 or 53/udp; no port: all")
-    run.add_argument("--policy", action="append", default=[], type=Path, metavar="FILE", help="Egress documents; all of them apply, unless --workload picks")
-    run.add_argument("--workload", metavar="LABELS", help="labels (app=web,tier=front) that select among the documents")
+    run.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="name, *.name, address or CIDR; 443, 8000-8080 or 53/udp; no port: all",
+    )
+    run.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="Egress documents; all of them apply, unless --workload picks",
+    )
+    run.add_argument(
+        "--workload", metavar="LABELS", help="labels (app=web,tier=front) that select among the documents"
+    )
     run.add_argument("--namespace", default="default", help="the namespace in which they select")
     run.add_argument("--audit", action="store_true", help="refuse nothing, tell what would be refused")
-    run.add_argument("--learn", type=Path, metavar="FILE", help="write the policy that would have sufficed; with no policy given, implies --audit")
-    run.add_argument("--resolver", action="append", default=[], metavar="ADDRESS[:PORT]", help="trust these DNS servers instead of those of /etc/resolv.conf")
-    run.add_argument("--floor", type=_seconds, default=60, metavar="SECONDS", help="an address is granted for its TTL, but at least this long (60)")
-    run.add_argument("--grace", type=_seconds, default=60, metavar="SECONDS", help="and for this long on top (60)")
+    run.add_argument(
+        "--learn",
+        type=Path,
+        metavar="FILE",
+        help="write the policy that would have sufficed; with no policy given, implies --audit",
+    )
+    run.add_argument(
+        "--resolver",
+        action="append",
+        default=[],
+        metavar="ADDRESS[:PORT]",
+        help="trust these DNS servers instead of those of /etc/resolv.conf",
+    )
+    run.add_argument(
+        "--floor",
+        type=_seconds,
+        default=60,
+        metavar="SECONDS",
+        help="an address is granted for its TTL, but at least this long (60)",
+    )
+    run.add_argument(
+        "--grace", type=_seconds, default=60, metavar="SECONDS", help="and for this long on top (60)"
+    )
     run.add_argument("-q", "--quiet", action="store_true", help="no summary")
-    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, and its arguments")
+    run.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, and its arguments"
+    )
     run.set_defaults(do=do_run)
 
 
@@ -87,14 +127,20 @@ def _add_policy(commands: Any) -> None:
     policy = commands.add_parser("policy", help="check and explain policy documents").add_subparsers(
         dest="what", required=True, metavar="COMMAND"
     )
-    check = _add(policy, "check", "every problem of the documents: file, object, field and mend", CHECK_EPILOG)
+    check = _add(
+        policy, "check", "every problem of the documents: file, object, field and mend", CHECK_EPILOG
+    )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     check.set_defaults(do=do_check)
     explain = _add(policy, "explain", "which rule allows a destination, or why nothing does", EXPLAIN_EPILOG)
     explain.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    explain.add_argument("--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front")
+    explain.add_argument(
+        "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
+    )
     explain.add_argument("--namespace", default="default", help="its namespace")
-    explain.add_argument("destination", metavar="NAME:PORT", help="example.com:443, 192.0.2.7:53/udp, [2001:db8::1]:22")
+    explain.add_argument(
+        "destination", metavar="NAME:PORT", help="example.com:443, 192.0.2.7:53/udp, [2001:db8::1]:22"
+    )
     explain.set_defaults(do=do_explain)
 
 
@@ -118,6 +164,8 @@ def _version() -> str:
 
 
 def do_run(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
     from gateway import allow, place, policy, resolvers
     from gateway.documents import Egress
     from gateway.engine import Options
@@ -138,7 +186,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     wanted = policy.union(egresses)
     assert wanted is not None
     if audit:
-        wanted = policy.Policy(wanted.grants, audit=True)
+        wanted = dataclasses.replace(wanted, audit=True)
     trusted = [resolvers.parse(text) for text in arguments.resolver] or resolvers.of_this_host()
     options = Options(tuple(trusted), trace=True, floor=arguments.floor, grace=arguments.grace)
     summary = "none" if arguments.quiet else arguments.output
@@ -150,7 +198,12 @@ def do_check(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         import dataclasses
 
-        emit({"objects": [str(item) for item in objects], "problems": [dataclasses.asdict(p) for p in problems]})
+        emit(
+            {
+                "objects": [str(item) for item in objects],
+                "problems": [dataclasses.asdict(p) for p in problems],
+            }
+        )
     else:
         for problem in problems:
             print(problem, file=sys.stderr)
@@ -225,7 +278,9 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
-            problems.append(documents.Problem(str(path), None, "", "", why.lower(), "name a readable YAML file"))
+            problems.append(
+                documents.Problem(str(path), None, "", "", why.lower(), "name a readable YAML file")
+            )
             continue
         found, wrong_there = documents.read(text, str(path))
         objects += found
@@ -250,7 +305,9 @@ def select(egresses: list[Any], arguments: argparse.Namespace) -> list[Any]:
 
     chosen = list(selecting(egresses, workload_of(arguments)))
     if not chosen:
-        raise UsageError(f"no object selects --workload {arguments.workload!r} in namespace {arguments.namespace}")
+        raise UsageError(
+            f"no object selects --workload {arguments.workload!r} in namespace {arguments.namespace}"
+        )
     return chosen
 
 

@@ -143,7 +143,9 @@ class Engine:
         return {name: count for name, count in found.items() if count}
 
     def _claim(self, name: str) -> int:
-        fd = os.open(self.place.run / f"{name}.json", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(
+            self.place.run / f"{name}.json", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644
+        )
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
 
@@ -222,7 +224,10 @@ class Engine:
             table = self.datapath[name]
             for raw in list(table.raw_keys()):
                 value = kernel.lookup(table.fd, raw, table.layout.value_size)
-                if value and getattr(contract().unpack(table.layout.value, value), field) + seconds * 10**9 < now:
+                if (
+                    value
+                    and getattr(contract().unpack(table.layout.value, value), field) + seconds * 10**9 < now
+                ):
                     table.remove_raw(raw)
 
     def _forget_local_resolvers(self) -> None:
@@ -230,7 +235,10 @@ class Engine:
         table = self.datapath["resolvers"]
         for raw in list(table.raw_keys()):
             key = contract().unpack(table.layout.key, raw)
-            if key.policy == 0 and f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}" not in wanted:
+            if (
+                key.policy == 0
+                and f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}" not in wanted
+            ):
                 table.remove_raw(raw)
 
 

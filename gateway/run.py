@@ -10,9 +10,10 @@ Rules this file obeys:
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,7 @@ async def _watch(ring: kernel.Ring) -> None:
         ring.consume()
 
 
-async def _forward(signals: trio.abc.ReceiveChannel[int], process: trio.Process) -> None:
+async def _forward(signals: AsyncIterator[int], process: trio.Process) -> None:
     # A terminal sends its signals to the whole foreground process group, the command included.
     own = FROM_TERMINAL if sys.stdin is not None and sys.stdin.isatty() else ()
     async for number in signals:
@@ -143,12 +144,11 @@ def _pass_on(status: int) -> int:
     number = -status
     sys.stdout.flush()
     sys.stderr.flush()
-    import resource
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number  # not reached, unless the signal is blocked
 
 
-say: Callable[[str], None] = lambda text: print(f"skouter: {text}", file=sys.stderr, flush=True)  # noqa: E731
+def say(text: str) -> None:
+    print(f"skouter: {text}", file=sys.stderr, flush=True)

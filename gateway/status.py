@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bpf import datapath
-from bpf.datapath import Datapath, DatapathError
+from bpf.datapath import Datapath
 from bpf.events import address
+from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.engine import EngineError, is_owned, read_state
 from gateway.place import Place
@@ -90,7 +91,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         held = "enforced" if workload["enforced"] else "NOT ENFORCED"
         watched = "" if workload["watched"] else ", its skouter is gone"
         out.append(f"{workload['kind']} {workload['name']}: {workload['mode']}, {held}{watched}")
-        out.append(f"  {' '.join(workload['command'])} (pids {', '.join(map(str, workload['processes'])) or 'none'})")
+        out.append(
+            f"  {' '.join(workload['command'])} (pids {', '.join(map(str, workload['processes'])) or 'none'})"
+        )
         out += [f"  allows {rule}" for rule in workload["rules"]] or ["  allows nothing"]
         out.append(f"  trusts DNS from {', '.join(workload['resolvers'])}")
         out += [

@@ -93,6 +93,12 @@ def test_every_field_of_a_cluster_egress() -> None:
     )
 
 
+def test_a_range_of_one_port() -> None:
+    read = only(rule("domains: [a.com]\n  ports: [{port: 5, endPort: 5}]"))
+    assert isinstance(read, Egress)
+    assert read.rules[0].ports == (Ports("TCP", 5, 5),)
+
+
 def test_an_external_workload() -> None:
     text = egress(
         "addresses: [10.0.0.1, 10.1.0.0/24]", "ExternalWorkload", "{name: vm-1, labels: {app: billing}}"
@@ -230,6 +236,12 @@ PROBLEMS = [
         rule("ipBlocks: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]"),
         "spec.rules[0].ipBlocks[0].except[0]",
         "write a network inside 10.0.0.0/8",
+    ),
+    (
+        "an except around its network",
+        rule("ipBlocks: [{cidr: 10.0.0.0/16, except: [10.0.0.0/8]}]"),
+        None,
+        "write a network inside 10.0.0.0/16",
     ),
     (
         "an except of another family",

@@ -388,8 +388,10 @@ TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=60, stateful_step_count=8, deadline=None)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(DOCUMENTS, min_size=2, max_size=5), st.integers(1, 4))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.builds(document, st.just("a"), st.lists(RULES, max_size=3)), min_size=2), st.integers(1, 3)
+)
 def test_with_too_few_bits_a_change_still_never_allows_too_much(docs, bits):
     with mock.patch.object(tables, "BITS", bits):
         kernel, old = Kernel(), None
@@ -397,6 +399,18 @@ def test_with_too_few_bits_a_change_still_never_allows_too_much(docs, bits):
             new = tables.compile(policy_of([doc]), NUMBER, old)
             check_change(kernel, old, new, lossless=False)
             old = new
+
+
+def test_a_reused_bit_lends_none_of_its_old_ports_to_its_new_peers():
+    with mock.patch.object(tables, "BITS", 1):
+        old = tables.compile(
+            policy_of([document("a", [{"domains": ["com"], "ports": [{"port": 80}]}])]), NUMBER
+        )
+        peers = {"domains": ["com", "example.com"], "cidrs": ["10.0.0.0/8"]}
+        new = tables.compile(policy_of([document("a", [{**peers, "ports": [{"port": 443}]}])]), NUMBER, old)
+        assert set(old.bits.values()) == set(new.bits.values()) == {0}
+        check_change(loaded(old), old, new, lossless=False)
+        check_change(loaded(new), new, old, lossless=False)
 
 
 def test_a_bit_is_reused_only_where_no_other_is_left():

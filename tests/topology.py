@@ -93,6 +93,7 @@ server:
   pidfile: "{folder}/pid"
   username: ""
   use-syslog: no
+  logfile: "{folder}/log"
   do-daemonize: no
   do-not-query-localhost: no
   module-config: "iterator"
@@ -187,7 +188,7 @@ class Unbound:
                 forward=f'forward-zone:\n  name: "."\n  forward-addr: {forward}' if forward else "",
             )
         )
-        self.process = where.start(self.program, "-c", self.config)
+        self.process = where.start(self.program, "-c", self.config, stderr=subprocess.DEVNULL)
         wait_for(self._answers, "unbound")
 
     def _answers(self) -> bool:
@@ -207,12 +208,6 @@ class Unbound:
         """(name, address, TTL), many at once."""
         lines = (f"{name}. {ttl} IN {_type(address)} {address}\n" for name, address, ttl in records)
         self.control("local_datas", text="".join(lines))
-
-    def alias(self, name: str, target: str, address: str, ttl: int = 60) -> None:
-        """A CNAME and its end, as an own zone that answers with both."""
-        self.control("local_data_remove", name)
-        self.control("local_datas", text=f"{name}. {ttl} IN CNAME {target}.\n")
-        self.add([(target, address, ttl)])
 
     def close(self) -> None:
         end(self.process)
@@ -258,6 +253,7 @@ class Lab(AbstractContextManager["Lab"]):
         self.world.ip(f"link add eth0 type veth peer name world netns {node}")
         self.node.checked("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         self.world.checked("sysctl", "-qw", "net.core.somaxconn=8192", "net.ipv4.tcp_max_syn_backlog=8192")
+        self.world.checked("sysctl", "-qw", "net.ipv6.ip_nonlocal_bind=1")  # to answer from any of SITES
         for machine in (self.pod, self.node, self.world):
             machine.ip(NETWORK[machine.name])
 

@@ -34,10 +34,7 @@ CLONE_NEWNET = 0x40000000
 IFINDEX = 40  # offset in struct __sk_buff (linux/bpf.h)
 REASONS = contract().enumerators("reason")
 FLAGS = {name: value for value, name in contract().enumerators("flag").items()}
-ROWS = (
-    *("workloads", "resolvers", "names", "prefixes", "never", "rules", "services"),
-    *("grants", "questions", "flows", "inbounds", "claims"),
-)
+WRITTEN_BY_PROGRAMS = ("grants", "questions", "flows", "inbounds", "claims")
 SECOND = 10**9
 LATER = 3600 * SECOND
 
@@ -122,17 +119,26 @@ class Bench:
             index = next(number for number, name in _interfaces() if name != "lo")
         self.context = bytes(IFINDEX) + struct.pack("<I", index)
         self.policies: set[int] = set()
+        self.rows: list[tuple[str, object]] = []
 
     # ---- Tables
 
     def clear(self) -> None:
-        for name in ROWS:
-            for key in self.d[name].raw_keys():
-                self.d[name].remove_raw(key)
+        """A walk goes through every bucket of a large table, so only where programs write there is one."""
+        for name, key in self.rows:
+            self.d[name].discard(key)
+        for name in WRITTEN_BY_PROGRAMS:
+            for raw in self.d[name].raw_keys():
+                self.d[name].remove_raw(raw)
         for number in self.policies:
             self.d["policies"][number] = (next(_generations), 0, 0, 0)
             self.d["paces"][number] = (0, 0)
-        self.policies = set()
+        self.policies, self.rows = set(), []
+
+    def put(self, name: str, key: object, value: object) -> None:
+        """One row, to be removed by clear()."""
+        self.d[name][key] = value
+        self.rows.append((name, key))
 
     def policy(self, number: int, *flags: str, floor: int = 60, grace: int = 60) -> None:
         """Written again, it gets a new generation."""
@@ -142,35 +148,37 @@ class Bench:
 
     def classify(self, cgroup: Path, policy: int) -> int:
         number = cgroups.cgroup_id(cgroup)
-        self.d["workloads"][number] = (policy,)
+        self.put("workloads", number, (policy,))
         return number
 
-    def service(self, policy: int, mask: int, protocol: int = 0, port: int = 0, bits: int | None = None) -> None:
+    def service(
+        self, policy: int, mask: int, protocol: int = 0, port: int = 0, bits: int | None = None
+    ) -> None:
         """A row of the table of ports; how many bits of it count follows from what is given."""
         if bits is None:
             bits = 40 if port else 24 if protocol else 16
         key = (bits, policy.to_bytes(2, "big"), protocol, port.to_bytes(2, "big"))
-        self.d["services"][key] = (mask,)
+        self.put("services", key, (mask,))
 
     def rule(self, policy: int, peer: int, mask: int) -> None:
-        self.d["rules"][policy, peer] = (mask,)
+        self.put("rules", (policy, peer), (mask,))
 
     def prefix(self, policy: int, network: str, *peers: int) -> None:
         block = ipaddress.ip_network(network)
         length = block.prefixlen + (96 if block.version == 4 else 0)
         key = (16 + length, policy.to_bytes(2, "big"), packed(str(block.network_address)))
-        self.d["prefixes"][key] = ([*peers, *[0] * (4 - len(peers))],)
+        self.put("prefixes", key, ([*peers, *[0] * (4 - len(peers))],))
 
     def grant(self, policy: int, address: str, *slots: tuple[int, int]) -> None:
-        self.d["grants"][packed(address), policy] = ([*slots, *[(0, 0)] * (4 - len(slots))],)
+        self.put("grants", (packed(address), policy), ([*slots, *[(0, 0)] * (4 - len(slots))],))
 
     def resolver(self, policy: int, address: str, port: int = 53) -> None:
-        self.d["resolvers"][packed(address), policy, port.to_bytes(2, "big")] = 1
+        self.put("resolvers", (packed(address), policy, port.to_bytes(2, "big")), 1)
 
     def name(self, policy: int, pattern: str, *peers: int) -> None:
         text = pattern.removeprefix("*")[::-1].encode() + (b"" if pattern.startswith("*") else b"\0")
         key = (16 + 8 * len(text), policy.to_bytes(2, "big"), text)
-        self.d["names"][key] = ([*peers, *[0] * (4 - len(peers))],)
+        self.put("names", key, ([*peers, *[0] * (4 - len(peers))],))
 
     # ---- Packets
 
@@ -202,7 +210,9 @@ class Bench:
         before, told = self.counted(policies), {}
         yield told
         after = self.counted(policies)
-        told.update({reason: n - before.get(reason, 0) for reason, n in after.items() if n != before.get(reason)})
+        told.update(
+            {reason: n - before.get(reason, 0) for reason, n in after.items() if n != before.get(reason)}
+        )
 
 
 def _interfaces() -> list[tuple[int, str]]:

@@ -21,8 +21,7 @@ def bench_of_run(datapath: Datapath, cgroup_root: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def bench(bench_of_run: Bench) -> Iterator[Bench]:
-    """With empty tables before and after."""
+def bench(bench_of_run: Bench) -> Bench:
+    """With empty tables."""
     bench_of_run.clear()
-    yield bench_of_run
-    bench_of_run.clear()
+    return bench_of_run

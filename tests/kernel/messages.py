@@ -91,7 +91,9 @@ class Answer:
         section: int = 1,
     ) -> None:
         owner = self.some_name() if owner is None else owner
-        ttl = self.r.choice((0, 1, 30, 300, 86400, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) if ttl is None else ttl
+        ttl = (
+            self.r.choice((0, 1, 30, 300, 86400, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) if ttl is None else ttl
+        )
         self.starts.append(self.at)
         self.body += owner + struct.pack(">HHIH", kind, group, ttl, len(data) if length is None else length)
         if kind == 5:
@@ -105,7 +107,9 @@ class Answer:
             first = r.choice((203, 8, 10, 198, 100, 203, 203, 127, 169, 224, 0, 255))
             self.add(1, bytes([first, *r.choices((0, 254, 1, 100, 200), k=3)]), **more)  # type: ignore[arg-type]
         else:
-            head = r.choice((b"\x20\x01\x0d\xb8", b"\xfd\0\0\1", b"\xfe\x80\0\0", b"\xff\2\0\0", b"\0\x64\xff\x9b"))
+            head = r.choice(
+                (b"\x20\x01\x0d\xb8", b"\xfd\0\0\1", b"\xfe\x80\0\0", b"\xff\2\0\0", b"\0\x64\xff\x9b")
+            )
             self.add(28, head + bytes(10) + r.randbytes(2), **more)  # type: ignore[arg-type]
 
     def add_alias(self) -> None:
@@ -180,7 +184,9 @@ def pointers(r: random.Random) -> Answer:
     answer = Answer(r)
     for _ in range(r.randint(1, 4)):
         here = answer.at
-        target = r.choice((here, here + 2, here - 1, 0, 4, 11, 12, 13, r.randint(0, here), r.choice(answer.starts)))
+        target = r.choice(
+            (here, here + 2, here - 1, 0, 4, 11, 12, 13, r.randint(0, here), r.choice(answer.starts))
+        )
         owner = wire(random_label(r))[:-1] * r.randint(0, 2) + struct.pack(">H", 0xC000 | max(0, target))
         answer.add_address(owner=owner)
     if r.random() < 0.3:  # a chain in opaque data, and a name that goes through it
@@ -211,7 +217,9 @@ def sizes(r: random.Random) -> Answer:
     for _ in range(r.randint(1, 4)):
         answer.add_address()
     kind = r.choice((1, 28, 5, 41, 16))
-    proper_data = {1: b"\xcb\0\x71\1", 28: b"\x20\1\x0d\xb8" + bytes(12), 5: answer.some_name()}.get(kind, b"ab")
+    proper_data = {1: b"\xcb\0\x71\1", 28: b"\x20\1\x0d\xb8" + bytes(12), 5: answer.some_name()}.get(
+        kind, b"ab"
+    )
     data = r.choice((b"", proper_data[:-1], proper_data + b"\0", proper_data + b"\xc0\x0c", proper_data))
     answer.add(kind, data, length=r.choice((None, len(data) + 1, max(0, len(data) - 1), 65535)))
     for _ in range(r.randint(0, 3)):

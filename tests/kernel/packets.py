@@ -1,6 +1,6 @@
 """Frames by hand: what a raw socket could send, well-formed or not.
 
-Checksums are left 0: the programs run before anything checks them.
+Checksums are left 0, but for ICMP's, which a raw socket does not fill in: the programs run before they count.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def udp(destination: int, source: int = 40000, payload: bytes = b"") -> bytes:
 
 def icmp(kind: int, code: int = 0, identifier: int = 7, payload: bytes = b"") -> bytes:
     """An echo, or whatever else `kind` says."""
-    return struct.pack(">BBHHH", kind, code, 0, identifier, 1) + payload
+    data = struct.pack(">BBHHH", kind, code, 0, identifier, 1) + payload
+    words = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) // 2 * 2]))
+    check = ~(words + (words >> 16)) & 0xFFFF
+    return data[:2] + struct.pack(">H", check) + data[4:]
 
 
 def packed(address: str) -> bytes:

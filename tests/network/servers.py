@@ -17,7 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from dnslib import AAAA, QTYPE, RR, A, DNSRecord
+from dnslib import AAAA, CNAME, QTYPE, RR, A, DNSRecord
 
 ODD = "192.0.2.54"
 WEB, SINK, ECHO = (80, 443, 8080), 9, (7, 9000)
@@ -97,7 +97,7 @@ def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
     """After how many seconds to answer, and what (None: nothing).
 
     silent.*  never; slow.* after three seconds; large.* truncated over UDP, whole over TCP; other.* an
-    answer to another question; twice.* and all others like any server.
+    answer to another question; alias.* by an alias of another domain; all others like any server.
     """
     question = DNSRecord.parse(message)
     name = str(question.q.qname).rstrip(".")
@@ -107,6 +107,9 @@ def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
         return 0, None
     if kind == "other":
         reply.q.qname = f"not-{name}"
+    if kind == "alias":
+        reply.add_answer(RR(name, QTYPE.CNAME, ttl=60, rdata=CNAME("target.example.net")))
+        name = "target.example.net"
     if kind == "large" and not tcp:
         reply.header.tc = TRUNCATED
     elif question.q.qtype == QTYPE.A:

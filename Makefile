@@ -1,0 +1,60 @@
+# Everything that a fresh Debian needs is installed here; both main commands are in README.md.
+PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
+LAB = unbound bind9-dnsutils curl wget procps util-linux
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 iputils-ping sudo
+
+PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
+VENV = .venv
+BIN = $(VENV)/bin
+PREFIX = /opt/skouter
+
+.PHONY: demo test lint format bench install uninstall packages-% clean
+
+demo: packages-lab $(VENV)/ready
+	$(BIN)/python -m gateway.demo
+
+test: packages-tests $(VENV)/ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/ready-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: packages-tests $(VENV)/ready-dev
+	$(BIN)/python -m tests.bench
+
+install: packages-run
+	$(PYTHON) -m venv --system-site-packages $(PREFIX)
+	$(PREFIX)/bin/pip install --quiet .
+	cd / && $(PREFIX)/bin/python -m bpf.load $(PREFIX)/share/skouter
+	ln -sf $(PREFIX)/bin/skouter /usr/local/bin/skouter
+
+uninstall:
+	-$(PREFIX)/bin/skouter uninstall
+	rm -rf $(PREFIX) /usr/local/bin/skouter
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# apt-get runs only where something is missing, so that a machine that has it all needs no network.
+packages-run: NEEDED = $(PACKAGES)
+packages-lab: NEEDED = $(PACKAGES) $(LAB)
+packages-tests: NEEDED = $(PACKAGES) $(TESTS)
+packages-run packages-lab packages-tests:
+	@missing=; for p in $(NEEDED); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -q >/dev/null && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing >/dev/null; fi
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
