@@ -56,6 +56,8 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 {
 	enum reason reason;
 
+	if (is_icmp_error(p))                                                 /* 2 */
+		return ICMP_ERROR;
 	if (s && (holds(&s->flow, &p->tuple) || recall(s, who, &p->tuple))) {
 		if (s->flow.policy != who->policy || s->flow.generation != who->generation)
 			return judge_again(s, who, &p->tuple);                /* 3 */
@@ -71,8 +73,6 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	}
 	if (is_neighbour_discovery(p))                                        /* 5 */
 		return NEIGHBOUR;
-	if (is_icmp_error(p))
-		return ICMP_ERROR;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
 	if (s && passes(reason))
 		remember(s, who, &p->tuple, reason);
@@ -90,17 +90,18 @@ static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 		return PASS;
 	reason = read_packet(skb, &p, 1);                                     /* 1 */
 	question = p.protocol == IPPROTO_UDP;
-	who.socket = bpf_get_socket_cookie(skb);
+	if (p.protocol != IPPROTO_TCP)
+		who.socket = bpf_get_socket_cookie(skb);
 	if (!who.policy)
 		reason = UNCLASSIFIED;
-	else if (!reason && (local || is_loopback(p.tuple.remote)))           /* 2 */
+	else if (!reason && local)                                            /* 2 */
 		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : LOOPBACK;
 	else if (!reason)
 		reason = decide(skb, socket_of(skb), s, &who, &p);
 	if (reason == LOOPBACK && question && may_be_resolver(who.flags, p.tuple.remote_port) &&
 	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
 		reason = RESOLVER;
-	if (!conclude(&who, &p.tuple, s, reason))
+	if (!conclude(skb, &who, &p.tuple, s, reason))
 		return DROP;
 	if (reason == RESOLVER && question)
 		stage(skb, STAGE_QUESTION, HOOK_EGRESS, p.transport + 8, who.workload);
@@ -134,11 +135,12 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 
 	if (!sk || !find_workload(skb, &who) || !who.policy || read_packet(skb, &p, 0))
 		return PASS;
-	who.socket = bpf_get_socket_cookie(skb);
+	if (p.protocol != IPPROTO_TCP)
+		who.socket = bpf_get_socket_cookie(skb);
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
 		if (is_loopback(p.tuple.local) || !is_forged(p.tuple.remote, p.tuple.local))
 			return PASS;
-		return conclude(&who, &p.tuple, s, SPOOFED);
+		return conclude(skb, &who, &p.tuple, s, SPOOFED);
 	}
 	answer = p.protocol == IPPROTO_UDP && trusts(&who, &p);
 	if (s && (holds(&s->flow, &p.tuple) || recall(s, &who, &p.tuple))) {
@@ -146,7 +148,7 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 		if (s->flow.policy != who.policy || s->flow.generation != who.generation)
 			reason = judge_again(s, &who, &p.tuple);
 		if (reason == WITHDRAWN)
-			return conclude(&who, &p.tuple, s, reason);
+			return conclude(skb, &who, &p.tuple, s, reason);
 	} else if (p.protocol == IPPROTO_TCP) {
 		if (s && sk->state == TCP_STATE_LISTEN && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			s->passive = 1;
@@ -315,6 +317,15 @@ static __always_inline int is_unspecified(const u8 *address)
 	       (word(address, 2) == 0 || is_ipv4(address));
 }
 
+/* To itself by its own address: that goes over loopback, as egress will see; here no route is known yet. */
+static __always_inline int is_own(const struct subject *who, const struct tuple *t)
+{
+	struct grant_key key ALIGNED = {.policy = who->policy};
+
+	copy_address(key.address, t->remote);
+	return own.lookup(&key) != NULL;
+}
+
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t)
 {
 	struct subject who = {.hook = HOOK_CONNECT};
@@ -326,9 +337,10 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
 	if (is_loopback(t->remote) || is_unspecified(t->remote) || !find_workload(NULL, &who))
 		return PASS;
-	who.socket = bpf_get_socket_cookie(ctx);
 	reason = who.policy ? judge(&who, t) : UNCLASSIFIED;
-	return passes(reason) ? PASS : conclude(&who, t, s, reason);
+	if (passes(reason) || is_own(&who, t))
+		return PASS;
+	return conclude(ctx, &who, t, s, reason);
 }
 
 static __always_inline void remote_of(struct bpf_sock_addr *ctx, struct tuple *t, int ipv4)

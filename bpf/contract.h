@@ -140,7 +140,7 @@ struct service_key {
 };
 
 struct service {
-	__u64 ports;
+	__u64 ports;              /* rows of one port stand in single_services too, which is asked first */
 };
 
 struct grant_key {
@@ -288,12 +288,14 @@ struct slate {
 MAP(array, settings, __u32, struct settings, 1)
 MAP(array, policies, __u32, struct policy, POLICIES)
 MAP(hash, workloads, __u64, struct workload, 65536)
+MAP(hash, own, struct grant_key, __u32, 65536)
 MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
 MAP(lpm, prefixes, struct prefix_key, struct peers, 1000000)
 MAP(lpm, never, struct prefix_key, __u32, 4096)
 MAP(hash, rules, struct rule_key, struct rule, 1000000)
 MAP(lpm, services, struct service_key, struct service, 1000000)
+MAP(hash, single_services, struct service_key, struct service, 1000000)
 MAP(hash, grants, struct grant_key, struct grant, 1000000)
 MAP(hash, questions, struct question_key, struct question, 65536)
 MAP(storage, sockets, __u32, struct socket, 0)

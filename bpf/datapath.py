@@ -199,12 +199,17 @@ def other_layouts(root: Path) -> list[str]:
     return [path.name for path in root.glob("maps-*") if path.name != f"maps-{contract().layout}"]
 
 
-def write(tables: Mapping[str, Table], name: str, key: object, value: object | None) -> None:
-    """One row: a value writes it, None removes it."""
-    if value is None:
-        tables[name].discard(key)
-    else:
-        tables[name][key] = value
+SINGLE_PORT = 40  # bits of a service key that names one port
+
+
+def write(tables: Mapping[str, Table], name: str, key: tuple[Any, ...], value: object | None) -> None:
+    """One row: a value writes it, None removes it. A service of a single port stands in two tables."""
+    names = (name, "single_services") if name == "services" and key[0] == SINGLE_PORT else (name,)
+    for table in (tables[each] for each in names):
+        if value is None:
+            table.discard(key)
+        else:
+            table[key] = value
 
 
 @contextmanager

@@ -193,9 +193,11 @@ static __always_inline void read_label(struct slate *s)
 			cut(s);
 		else if (s->labels >= NAME_WIRE)
 			unreadable(s);
+	} else if (length < POINTER) {
+		unreadable(s);
 	} else if (at + 2 > s->length) {
 		cut(s);
-	} else if (length >= POINTER) {
+	} else {
 		u32 target = be16(here) & 0x3fff;
 
 		if (!s->resume)
@@ -207,8 +209,6 @@ static __always_inline void read_label(struct slate *s)
 			unreadable(s);
 		else if (target == HEADER)       /* the question's name, read already */
 			end_name(s);
-	} else {
-		unreadable(s);
 	}
 }
 

@@ -121,7 +121,8 @@ static __always_inline void set_flow(struct flow *f, const struct subject *who, 
 	f->policy = who->policy;
 	f->generation = who->generation;
 	f->state = state;
-	f->seal = seal_of(f);
+	if (f->tuple.protocol != IPPROTO_TCP)
+		f->seal = seal_of(f);
 }
 
 /* The flow at hand makes room for another peer of the same socket. */

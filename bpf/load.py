@@ -160,8 +160,9 @@ def compile_object(path: Path, flags: tuple[str, ...]) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     if child.returncode:
-        tail = "\n".join(child.stderr.strip().splitlines()[-12:])
-        raise DatapathError(f"the kernel half could not be compiled:\n{tail}")
+        said = child.stderr.strip().splitlines()
+        words = [line for line in said if "error" in line.lower()] or said
+        raise DatapathError("the kernel half could not be compiled:\n" + "\n".join(words[:12]))
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 /* verdict.h: the decision, and the one place that counts and tells it.
  *
- * The order of precedence, whose numbers stand again at the lines that decide (decide() in flows.h, judge()
+ * The order of precedence, whose numbers stand again at the lines that decide (decide() in cgroup.c, judge()
  * here):
  *   0. nobody's packet passes untouched; an unclassified workload's is dropped
  *   1. what cannot be read is dropped by name
- *   2. loopback passes, unless its source is forged
+ *   2. loopback passes, unless its source is forged; a socket's own ICMP errors are dropped
  *   3. a flow that was admitted goes on for as long as the peer that admitted it
  *   4. answers to what came in from outside pass
- *   5. neighbour discovery passes; a socket's own ICMP errors do not
+ *   5. neighbour discovery on the link passes
  *   6. the trusted resolvers are always reachable
  *   7. an address that DNS taught passes on the ports of the peer that its name belongs to
  *   8. an address inside a prefix of the policy, the same
@@ -103,12 +103,14 @@ static __always_inline void tell(const struct subject *who, const struct tuple *
 }
 
 /* Counts and tells a verdict that is not merely "as before"; returns whether the packet passes. */
-static __always_inline int conclude(const struct subject *who, const struct tuple *t, const struct socket *s,
+static __always_inline int conclude(void *ctx, struct subject *who, const struct tuple *t, const struct socket *s,
 				    enum reason reason)
 {
 	count(who->policy, reason);
-	if (!passes(reason) || (reason == ALLOWED && (who->flags & TRACE)))
+	if (!passes(reason) || (reason == ALLOWED && (who->flags & TRACE))) {
+		who->socket = bpf_get_socket_cookie(ctx);
 		tell(who, t, s, reason);
+	}
 	return passes(reason) || (who->flags & AUDIT);
 }
 
@@ -139,7 +141,9 @@ static __always_inline u64 find_ports(u32 policy, u32 protocol, const u8 *port)
 		key.port[0] = port[0];
 		key.port[1] = port[1];
 	}
-	found = services.lookup(&key);
+	found = single_services.lookup(&key);    /* a hash: a walk of the trie costs three times as much */
+	if (!found)
+		found = services.lookup(&key);
 	return found ? found->ports : 0;
 }
 

@@ -167,9 +167,10 @@ def do_run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from gateway import allow, place, policy, resolvers
-    from gateway.documents import Egress
     from gateway.engine import Options
+    from gateway.records import Egress
     from gateway.run import Request, run
+    from routing.own import own_addresses
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -188,7 +189,13 @@ def do_run(arguments: argparse.Namespace) -> int:
     if audit:
         wanted = dataclasses.replace(wanted, audit=True)
     trusted = [resolvers.parse(text) for text in arguments.resolver] or resolvers.of_this_host()
-    options = Options(tuple(trusted), trace=True, floor=arguments.floor, grace=arguments.grace)
+    options = Options(
+        resolvers=tuple(trusted),
+        own=tuple(own_addresses()),
+        trace=True,
+        floor=arguments.floor,
+        grace=arguments.grace,
+    )
     summary = "none" if arguments.quiet else arguments.output
     return run(Request(command, wanted, options, arguments.learn, summary), place.find())
 
@@ -270,6 +277,7 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
     if not paths:
         return [], []
     from gateway import documents
+    from gateway.records import Problem
 
     objects: list[Any] = []
     problems: list[Any] = []
@@ -278,9 +286,7 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
-            problems.append(
-                documents.Problem(str(path), None, "", "", why.lower(), "name a readable YAML file")
-            )
+            problems.append(Problem(str(path), None, "", "", why.lower(), "name a readable YAML file"))
             continue
         found, wrong_there = documents.read(text, str(path))
         objects += found
@@ -356,10 +362,10 @@ def _guarded(arguments: argparse.Namespace) -> int:
 
     try:
         return int(arguments.do(arguments))
-    except (UsageError, BadAllowError, CgroupError) as error:
+    except (UsageError, BadAllowError, CgroupError, OSError) as error:
         return wrong(*str(error).splitlines())
     except Exception as error:
-        if type(error).__name__ in ("EngineError", "DatapathError", "BadResolverError", "PermissionError"):
+        if type(error).__name__ in ("EngineError", "DatapathError", "BadResolverError"):
             return wrong(str(error))
         raise
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from gateway.documents import Block, Egress, Ports, Rule
 from gateway.names import BadNameError, parse
+from gateway.records import Block, Egress, Ports, Rule
 
 PORT = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?(/(?P<protocol>tcp|udp|sctp))?", re.IGNORECASE)
 

@@ -7,129 +7,39 @@ The rules this file must obey:
   faulty rule grants nothing (Rule() keeps its place, so that rule numbers stay those of the document); an
   object that is wrong elsewhere is left out. Whoever enforces must therefore refuse a file that has problems,
   or keep what it had: to leave an object out may open what it closed.
-* Shape is schema.py's. Here is what a schema cannot say: addresses, host bits, exceptions inside their
-  network (as for NetworkPolicy's ipBlock), ranges of ports, names, and that a rule names a peer.
-* YAML as Kubernetes reads it (YAML 1.1), but a key given twice is a problem, and keys stay as written.
+* Shape is schema.py's, YAML yaml_nodes.py's, DNS names are names.py's and addresses addresses.py's. Here is
+  what else a schema cannot say: exceptions inside their network (as for NetworkPolicy's ipBlock), ranges of
+  ports, the names of objects and labels, and that a rule names a peer.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from gateway import names, schema
-from gateway.names import BadNameError, Pattern
+from gateway import addresses, names, schema, yaml_nodes
+from gateway.addresses import BadAddressError
+from gateway.names import BadNameError
+from gateway.records import (
+    Block,
+    Egress,
+    Expression,
+    ExternalWorkload,
+    Object,
+    Ports,
+    Problem,
+    Rule,
+    Selector,
+)
 from gateway.schema import Path, Violation
 
-if TYPE_CHECKING:
-    from yaml import MappingNode, SafeLoader, ScalarNode, SequenceNode
-
-    Node = MappingNode | ScalarNode | SequenceNode
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Parsed = TypeVar("Parsed")
-
-DEEPEST = 32  # levels of a document; the schema itself has nine
-MOST_VALUES = 1_000_000  # values in a document, aliases counted at every use
-V4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong in a file; `field` is a path such as spec.rules[2].ports[0].port."""
-
-    file: str
-    line: int | None
-    object: str
-    field: str
-    wrong: str
-    mend: str
-
-    def __str__(self) -> str:
-        place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return ": ".join(filter(None, (place, self.object, self.field, self.wrong))) + f"; {self.mend}"
-
-
-@dataclass(frozen=True, slots=True)
-class Expression:
-    key: str
-    operator: str
-    values: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Selector:
-    """A label selector: all of the labels and all of the expressions must hold; empty matches everything."""
-
-    labels: tuple[tuple[str, str], ...] = ()
-    expressions: tuple[Expression, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A network without some parts of it; an address of `ips` is a network of one."""
-
-    network: Network
-    excepts: tuple[Network, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    protocol: str
-    first: int = 0
-    last: int = 65535
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Any of the peers, on any of the ports; no ports is every port. Without peers it grants nothing."""
-
-    domains: tuple[Pattern, ...] = ()
-    regex: tuple[str, ...] = ()
-    blocks: tuple[Block, ...] = ()
-    ports: tuple[Ports, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """An Egress or, where `namespace` is None, a ClusterEgress. A selector that is None selects nothing."""
-
-    namespace: str | None
-    name: str
-    pods: Selector | None = None
-    namespaces: Selector | None = None
-    nodes: Selector | None = None
-    machines: Selector | None = None
-    sources: tuple[Network, ...] = ()
-    audit: bool = False
-    only_allowed_names: bool = False
-    rules: tuple[Rule, ...] = ()
-
-    def __str__(self) -> str:
-        return (
-            f"ClusterEgress {self.name}" if self.namespace is None else f"Egress {self.namespace}/{self.name}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ExternalWorkload:
-    name: str
-    labels: tuple[tuple[str, str], ...] = ()
-    addresses: tuple[Network, ...] = ()
-
-    def __str__(self) -> str:
-        return f"ExternalWorkload {self.name}"
-
-
-Object = Egress | ExternalWorkload
 
 
 def read(text: str, file: str) -> tuple[list[Object], list[Problem]]:
     """The objects of a file of YAML documents, and all of its problems."""
-    readings = [_Reading(file, document) for document in _documents(text)]
+    readings = [_Reading(file, document) for document in yaml_nodes.documents(text)]
     objects: dict[str, Object] = {}
     for reading in readings:
         found = _object(reading)
@@ -144,27 +54,17 @@ def read(text: str, file: str) -> tuple[list[Object], list[Problem]]:
 
 def read_object(data: Mapping[str, Any], file: str = "") -> tuple[Object | None, list[Problem]]:
     """The object that the API server sent as `data`, and all of its problems."""
-    reading = _Reading(file, _Document(data))
+    reading = _Reading(file, yaml_nodes.Document(data))
     return _object(reading), reading.problems()
 
 
 # ---- One object being read --------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Document:
-    """The plain value of one object, what was wrong with its YAML, and its nodes, which know the lines."""
-
-    data: object
-    found: list[Violation] = field(default_factory=list)
-    node: Node | None = None
-    line: int | None = None
-
-
 class _Reading:
     """One object being read: which parts of it are sound, and every problem found so far."""
 
-    def __init__(self, file: str, document: _Document) -> None:
+    def __init__(self, file: str, document: yaml_nodes.Document) -> None:
         self.file = file
         self.title = ""
         self.document = document
@@ -201,7 +101,7 @@ class _Reading:
         value = self.get(*path)
         try:
             return None if value is None else parse(value)
-        except (BadNameError, _BadAddressError) as error:
+        except (BadNameError, BadAddressError) as error:
             self.wrong(path, error.wrong, error.mend)
             return None
 
@@ -220,13 +120,13 @@ class _Reading:
 
     def spelling(self, path: Path) -> str | None:
         """The scalar at `path` as it was written, before YAML made a boolean of `no`."""
-        node = _node_at(self.document.node, path)[0]
+        node = yaml_nodes.node_at(self.document.node, path)[0]
         return node.value if node is not None and isinstance(node.value, str) else None
 
     def _line(self, path: Path) -> int | None:
         if self.document.node is None:
             return self.document.line
-        return _node_at(self.document.node, path)[1]
+        return yaml_nodes.node_at(self.document.node, path)[1]
 
 
 def _dotted(path: Path) -> str:
@@ -308,7 +208,7 @@ def _egress(reading: _Reading, namespace: str | None, name: str) -> Egress:
         namespaces=_selector(reading, ("spec", "namespaceSelector")),
         nodes=_selector(reading, ("spec", "nodeSelector")),
         machines=_selector(reading, ("spec", "workloadSelector")),
-        sources=reading.each(("spec", "sourceCIDRs"), _network),
+        sources=reading.each(("spec", "sourceCIDRs"), addresses.parse_network),
         audit=reading.get("spec", "mode") == "Audit",
         only_allowed_names=bool(reading.get("spec", "dns", "onlyAllowedNames")),
         rules=tuple(_rule(reading, index) for index in range(len(reading.get("spec", "rules") or ()))),
@@ -318,7 +218,9 @@ def _egress(reading: _Reading, namespace: str | None, name: str) -> Egress:
 def _external_workload(reading: _Reading, namespace: str | None, name: str) -> ExternalWorkload:
     del namespace  # a machine has none
     labels = _labels(reading, ("metadata", "labels"))
-    return ExternalWorkload(name, labels, reading.each(("spec", "addresses"), _address_or_network))
+    return ExternalWorkload(
+        name, labels, reading.each(("spec", "addresses"), addresses.parse_address_or_network)
+    )
 
 
 def _selector(reading: _Reading, path: Path) -> Selector | None:
@@ -390,8 +292,8 @@ def _rule(reading: _Reading, index: int) -> Rule:
         )
     _refuse_regex(reading, path)
     blocks = (
-        *map(Block, reading.each((*path, "ips"), _address)),
-        *map(Block, reading.each((*path, "cidrs"), _network)),
+        *map(Block, reading.each((*path, "ips"), addresses.parse_address)),
+        *map(Block, reading.each((*path, "cidrs"), addresses.parse_network)),
         *_ip_blocks(reading, (*path, "ipBlocks")),
     )
     built = Rule(
@@ -415,12 +317,12 @@ def _refuse_regex(reading: _Reading, path: Path) -> None:
 
 def _ip_blocks(reading: _Reading, path: Path) -> Iterator[Block]:
     for index in range(len(reading.get(*path) or ())):
-        network = reading.one((*path, index, "cidr"), _network)
-        excepts = reading.each((*path, index, "except"), _network)
+        network = reading.one((*path, index, "cidr"), addresses.parse_network)
+        excepts = reading.each((*path, index, "except"), addresses.parse_network)
         if network is None:
             continue
         for position, part in enumerate(excepts):
-            if part == network or not inside(part, network):
+            if part == network or not addresses.inside(part, network):
                 where = (*path, index, "except", position)
                 reading.wrong(
                     where, f"{part} is not a part of {network}", f"write a network inside {network}"
@@ -451,190 +353,3 @@ def _check_ports(reading: _Reading, path: Path, item: dict[str, Any]) -> None:
         reading.wrong((*path, "port"), f"{protocol} has no ports", mend)
     elif first is not None and last is not None and last < first:
         reading.wrong((*path, "endPort"), f"{last} is less than port {first}", f"write {first} or more")
-
-
-# ---- Addresses --------------------------------------------------------------------------------------------
-
-
-class _BadAddressError(ValueError):
-    def __init__(self, wrong: str, mend: str) -> None:
-        super().__init__(wrong)
-        self.wrong = wrong
-        self.mend = mend
-
-
-def inside(part: Network, whole: Network) -> bool:
-    """Whether all of `part` lies in `whole`; never across families."""
-    shift = whole.max_prefixlen - whole.prefixlen
-    return (
-        part.version == whole.version
-        and part.prefixlen >= whole.prefixlen
-        and int(part.network_address) >> shift == int(whole.network_address) >> shift
-    )
-
-
-def _address(text: str) -> Network:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        mend = (
-            f"write {text} under cidrs"
-            if "/" in text
-            else "write an address such as 192.0.2.1; names are domains"
-        )
-        raise _BadAddressError(f"{text!r} is not an address", mend) from None
-    return _plain_network(text, ipaddress.ip_network(address.packed), "")
-
-
-def _network(text: str) -> Network:
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise _BadAddressError(f"{text!r} is not a network", "write a network such as 10.0.0.0/8") from None
-    length = f"/{network.prefixlen}"
-    if not text.endswith(length):
-        raise _BadAddressError(f"{text!r} does not end with a prefix length", f"write {network}")
-    if network.network_address != ipaddress.ip_address(text.removesuffix(length)):
-        raise _BadAddressError(f"{text!r} has host bits", f"write {network}")
-    return _plain_network(text, network, length)
-
-
-def _address_or_network(text: str) -> Network:
-    return _network(text) if "/" in text else _address(text)
-
-
-def _plain_network(text: str, network: Network, length: str) -> Network:
-    """Refuses what the kernel's tables mean otherwise: IPv4 in IPv6 clothes, and zones."""
-    if "%" in text:
-        raise _BadAddressError(f"{text!r} has a zone", f"write {network.network_address}{length}")
-    if inside(network, V4_MAPPED):
-        v4 = ipaddress.IPv6Address(network.network_address).ipv4_mapped
-        suffix = length and f"/{network.prefixlen - V4_MAPPED.prefixlen}"
-        raise _BadAddressError(f"{text!r} is an IPv4 address written as IPv6", f"write {v4}{suffix}")
-    return network
-
-
-# ---- YAML -------------------------------------------------------------------------------------------------
-
-_TAG = "tag:yaml.org,2002:"
-_SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str", "timestamp")}
-
-
-def _documents(text: str) -> Iterator[_Document]:
-    # Imported here: an agent that is fed by the API server never reads YAML.
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        if _too_deep(text, loader):
-            raise yaml.YAMLError(f"more than {DEEPEST} levels")
-        for root in yaml.compose_all(text, Loader=loader):
-            for node in _items(cast("Node", root)):
-                yield _document(node)
-    except yaml.MarkedYAMLError as error:
-        mend = "mend the YAML; texts with : # * or & in them need quotes"
-        if "alias" in f"{error.context} {error.problem}":
-            mend = 'write names with a * in quotes: "*.example.com"'
-        mark = error.problem_mark or error.context_mark
-        violation = Violation((), f"is not YAML: {error.problem or error.context}", mend)
-        yield _Document(None, [violation], line=mark.line + 1 if mark else None)
-    except (yaml.YAMLError, UnicodeError) as error:
-        yield _Document(
-            None, [Violation((), f"is not YAML: {error}".splitlines()[0], "write plain UTF-8 text")]
-        )
-
-
-def _too_deep(text: str, loader: type[SafeLoader]) -> bool:
-    """Composing recurses, in C and without a limit: a file of brackets would end the process."""
-    import yaml
-
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=loader):
-            opens = isinstance(event, yaml.CollectionStartEvent)
-            depth += opens - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                return True
-    except (yaml.YAMLError, UnicodeError):
-        pass  # composing stops at the same place, and tells it after what comes before
-    return False
-
-
-def _items(root: Node) -> Iterator[Node]:
-    """The objects of a document: itself, the items of a List, or nothing between two `---`."""
-    pairs = root.value if root.id == "mapping" else []
-    fields = {key.value: value for key, value in pairs if key.id == "scalar"}
-    kind, items = fields.get("kind"), fields.get("items")
-    if kind is not None and str(kind.value).endswith("List") and items is not None and items.id == "sequence":
-        yield from items.value
-    elif root.tag != _TAG + "null":
-        yield root
-
-
-def _document(node: Node) -> _Document:
-    document = _Document(None, node=node)
-    document.data = _Plain(document.found).value(node, ())
-    return document
-
-
-class _Plain:
-    """Nodes to plain values; `found` takes what Kubernetes would refuse or silently lose."""
-
-    def __init__(self, found: list[Violation]) -> None:
-        from yaml.constructor import SafeConstructor
-
-        self.found = found
-        self.values = 0
-        self._construct = SafeConstructor().construct_object
-
-    def value(self, node: Node, path: Path) -> object:
-        self.values += 1
-        if len(path) > DEEPEST or self.values > MOST_VALUES:
-            if self.values <= MOST_VALUES + 1:
-                self.found.append(Violation(path, "is too large, or an alias within itself", "write less"))
-            return None
-        if node.id == "sequence":
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._mapping(node, path) if node.id == "mapping" else self._scalar(node, path)
-
-    def _mapping(self, node: Node, path: Path) -> dict[str, object]:
-        plain: dict[str, object] = {}
-        for key, value in node.value:
-            if key.id != "scalar":
-                self.found.append(Violation(path, "has a key that is not a text", "write plain keys"))
-            elif key.value in plain:
-                wrong = f"is given twice, again in line {key.start_mark.line + 1}"
-                self.found.append(Violation((*path, key.value), wrong, "leave one of them"))
-            else:
-                plain[key.value] = self.value(value, (*path, key.value))
-        return plain
-
-    def _scalar(self, node: Node, path: Path) -> object:
-        if node.tag == _TAG + "timestamp":
-            return node.value  # JSON has no dates, and Kubernetes keeps the text
-        try:
-            if node.tag in _SCALARS:
-                return self._construct(node)
-        except ValueError:
-            pass  # an explicit tag that the text does not fit
-        self.found.append(Violation(path, f"has the tag {node.tag!r}", "leave the tag out"))
-        return None
-
-
-def _node_at(node: Node | None, path: Path) -> tuple[Node | None, int | None]:
-    """The node at `path`, and the line of it or, where it is missing, of what should hold it."""
-    line = None if node is None else node.start_mark.line + 1
-    for step in path:
-        below = None
-        if node is not None and node.id == "mapping":
-            for key, value in node.value:
-                if key.value == step:
-                    below, line = value, key.start_mark.line + 1
-                    break
-        elif node is not None and node.id == "sequence" and isinstance(step, int) and step < len(node.value):
-            below = node.value[step]
-            line = below.start_mark.line + 1
-        if below is None:
-            return None, line
-        node = below
-    return node, line

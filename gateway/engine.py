@@ -26,14 +26,14 @@ import orjson
 from bpf import datapath, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from bpf.events import address, pack_address
+from bpf.events import Address, address, pack_address
 from gateway import cgroups, place, tables
 from gateway.policy import Policy, describe
 from gateway.resolvers import Resolver
 
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 RING_BYTES = 1 << 20
-POLICY_TABLES = ("names", "prefixes", "rules", "services", "grants", "resolvers")
+POLICY_TABLES = ("names", "prefixes", "rules", "services", "single_services", "grants", "resolvers", "own")
 
 
 class EngineError(Exception):
@@ -45,6 +45,7 @@ class Options:
     """How one workload is held, beside its policy; times in seconds."""
 
     resolvers: tuple[Resolver, ...] = ()
+    own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
     trace: bool = False
     floor: int = FLOOR
     grace: int = GRACE
@@ -96,6 +97,11 @@ class Engine:
 
     def admit(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Admitted:
         """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns."""
+        if policy.only_allowed_names:
+            raise EngineError(
+                "spec.dns.onlyAllowedNames is not enforced by this version: remove it, or the questions that "
+                "it should refuse would pass"
+            )
         with locked(self.place):
             state = self._claim(name)
             cgroup = self.place.cgroup / name
@@ -167,6 +173,8 @@ class Engine:
                 self._set_policy(wanted, options)
             else:
                 datapath.write(self.datapath.tables, step.map, step.key, step.value)
+        for mine in options.own:
+            self.datapath["own"][pack_address(mine), number] = 1
         for resolver in options.resolvers:
             self._trust(number, resolver)
             if resolver.is_local:

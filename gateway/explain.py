@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from gateway import names, policy
-from gateway.documents import Block, Egress, Network, Object, inside
+from gateway.addresses import Network, inside
 from gateway.names import BadNameError, Pattern
 from gateway.policy import Peer, PortSet
+from gateway.records import Block, Egress, Object
 from gateway.selection import EXEMPT, Workload, selecting
 
 Why = Literal[

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from gateway.documents import Block, Egress, Network, Ports, Rule
+from gateway.addresses import Network
 from gateway.names import Pattern
+from gateway.records import Block, Egress, Ports, Rule
 
 LAST_PORT = 65535
 

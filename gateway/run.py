@@ -16,11 +16,13 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import SubprocessError
 
 import orjson
 import trio
 
 from bpf import kernel
+from bpf.datapath import other_layouts
 from bpf.events import SENTENCES, decode
 from gateway import place
 from gateway.engine import Admitted, Engine, Options
@@ -47,6 +49,8 @@ class Request:
 def run(request: Request, where: place.Place) -> int:
     """The exit status for the caller; a command that a signal ended ends this process by the same signal."""
     engine = Engine(where)
+    for layout in other_layouts(where.pins):
+        say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
     about = {"kind": "command", "command": request.command, "pid": os.getpid()}
     admitted = engine.admit(name, request.policy, request.options, about)
@@ -80,6 +84,9 @@ async def _supervise(request: Request, admitted: Admitted, report: Report, hidde
             return NOT_FOUND
         except OSError as error:
             say(f"{request.command[0]}: {error.strerror}")
+            return NOT_EXECUTABLE
+        except SubprocessError:
+            say("the command could not be confined, so it was not started: run it outside of a container")
             return NOT_EXECUTABLE
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, ring)

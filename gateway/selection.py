@@ -18,7 +18,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.documents import Egress, Expression, ExternalWorkload, Network, Object, Selector, inside
+from gateway.addresses import Network, inside
+from gateway.records import Egress, Expression, ExternalWorkload, Object, Selector
 
 EXEMPT = frozenset({"kube-system", "skouter-system"})
 

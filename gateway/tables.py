@@ -3,13 +3,12 @@
 The rules this file must obey:
 
 * The longest match alone decides: a row carries everything that the shorter rows it hides would have said.
-  `names` and `prefixes` list all peers that cover a row, `services` all port sets that contain it.
+  `names` and `prefixes` list all peers that cover a row; the rows of `services` are services.py's.
 * IPv4 is kept as ::ffff:a.b.c.d, so a wide IPv6 prefix would cover it too: ::ffff:0:0/96 is an exception of
   every IPv6 prefix around it ("::/0" is every IPv6 address, and no IPv4 address).
 * What the tables cannot hold grants nothing and is told; the rest of the policy stands. Of more than PEERS
-  nested peers the narrowest go, of more than BITS port sets the last ones. Such a peer is nowhere in the
+  nested peers the narrowest go, and so do those whose ports got no bit. Such a peer is nowhere in the
   tables: either a peer is in every row that it covers, or in none.
-* A port set keeps its bit for as long as it is in the policy.
 
 The kernel admits a packet where `rules[policy, peer] & services[policy, protocol, port]` is not 0 for one of
 the peers that `prefixes` gives for its address, or that `names` gave for a name answered with that address.
@@ -24,7 +23,7 @@ nor the new policy allows, nor refused what both allow. `difference` keeps that 
    bits from the peers and from the ports. Whichever answer a lookup gives meanwhile, old peers add only what
    the old or the new policy allows them, and new peers likewise.
 
-The one exception: where old and new port sets together need more than BITS bits, some bits must be reused.
+The one exception: where old and new port sets together need more than BITS bits, some must be reused.
 Their old users lose them first, so that nothing too much is allowed; what both policies allow by such a bit
 is refused until the change is through.
 """
@@ -35,17 +34,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
-from gateway.documents import V4_MAPPED, Block, Network
+from gateway.addresses import V4_MAPPED, Network
 from gateway.names import KEY_BYTES, Pattern, suffix_key
-from gateway.policy import ALL, LAST_PORT, Peer, Policy, PortRange, PortSet, describe, merge
+from gateway.policy import Peer, Policy, PortSet
+from gateway.records import Block
+from gateway.services import Row, Rows, assign_bits, masks_of, recover_bits, service_rows
 
 PEERS = 4  # that a row of names or prefixes has room for
-BITS = 64  # of a ports mask
-PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "SCTP": 132}  # ICMPv6 is looked up as ICMP
 
 MapName = Literal["names", "prefixes", "rules", "services", "flags"]
-Row = tuple[object, ...]
-Rows = Mapping[Row, Row]
 Place = TypeVar("Place")
 
 
@@ -91,7 +88,7 @@ class Change:
 def compile(policy: Policy, number: int, previous: Tables | None = None) -> Tables:
     """The rows that `policy` wants under `number`; `previous` is what the kernel holds there now."""
     problems: list[str] = []
-    bits = _bits({ports for _, ports in policy.grants}, previous.bits if previous else {}, problems)
+    bits = assign_bits({ports for _, ports in policy.grants}, previous.bits if previous else {}, problems)
     masks = {peer: 1 << bits[ports] for peer, ports in policy.grants if ports in bits}
     names = _fit((p for p in masks if p.kind == "name"), _name_place, _names_above, problems)
     blocks = _fit((p for p in masks if p.kind == "prefix"), _block_place, _prefixes_above, problems)
@@ -111,23 +108,15 @@ def compile(policy: Policy, number: int, previous: Tables | None = None) -> Tabl
             for at in _prefix_rows(blocks)
         },
         rules={(number, peer.id): (masks[peer],) for peer in fitting},
-        services=_service_rows(bits.items(), policy_bytes),
+        services=service_rows(bits.items(), policy_bytes),
         bits=bits,
         problems=tuple(problems),
     )
 
 
 def recover(number: int, flags: Flags, names: Rows, prefixes: Rows, rules: Rows, services: Rows) -> Tables:
-    """The tables that an earlier agent left in the kernel, to be the `previous` of the next ones.
-
-    A row has the bits of every set that contains it, so a bit's ports are those of all rows that have it.
-    """
-    held: dict[int, list[PortRange]] = {}
-    for key, mask in _masks(services).items():
-        for bit in (bit for bit in range(BITS) if mask >> bit & 1):
-            held.setdefault(bit, []).append(_range_of(key))
-    bits = {merge(ranges): bit for bit, ranges in held.items()}
-    return Tables(number, flags, names, prefixes, rules, services, bits)
+    """The tables that an earlier agent left in the kernel, to be the `previous` of the next ones."""
+    return Tables(number, flags, names, prefixes, rules, services, recover_bits(services))
 
 
 def difference(old: Tables | None, new: Tables | None) -> Change:
@@ -140,7 +129,7 @@ def difference(old: Tables | None, new: Tables | None) -> Change:
     kept = {ports: bit for ports, bit in before.bits.items() if not reused >> bit & 1}
     held = _without(before.rules, reused)
     policy_bytes = before.number.to_bytes(2, "big")
-    services = _service_rows([*kept.items(), *after.bits.items()], policy_bytes)
+    services = service_rows([*kept.items(), *after.bits.items()], policy_bytes)
     rules = _either(held, after.rules)
     return Change(
         (
@@ -259,61 +248,6 @@ def _slots(index: Mapping[Place, list[Peer]], place: Place, above: Callable[[Pla
     return (tuple(ids + [0] * (PEERS - len(ids))),)
 
 
-# ---- Ports ------------------------------------------------------------------------------------------------
-
-
-def _bits(wanted: set[PortSet], held: Mapping[PortSet, int], problems: list[str]) -> dict[PortSet, int]:
-    """A bit for each port set: its own if it has one, else one that nothing holds, else one just freed."""
-    order = sorted(wanted, key=sorted)
-    problems += [f"ports {describe(p)} grant nothing: {BITS} sets fit a policy" for p in order[BITS:]]
-    bits = {ports: held[ports] for ports in order[:BITS] if ports in held}
-    free = [bit for bit in range(BITS) if bit not in held.values()]
-    free += [bit for ports, bit in held.items() if ports not in bits]
-    fresh = [ports for ports in order[:BITS] if ports not in bits]
-    return bits | dict(zip(fresh, free, strict=False))
-
-
-def _service_rows(bits: Iterable[tuple[PortSet, int]], policy_bytes: bytes) -> Rows:
-    """A row per prefix of (protocol, port), 24 bits, with the bits of every set that contains it."""
-    own: dict[tuple[int, int], int] = {(0, 0): 0}
-    for ports, bit in bits:
-        for place in (place for port_range in ports for place in _service_prefixes(port_range)):
-            own[place] = own.get(place, 0) | 1 << bit
-    rows: dict[Row, Row] = {}
-    for value, length in own:
-        mask = 0
-        for shorter in range(length + 1):
-            mask |= own.get((value >> (24 - shorter) << (24 - shorter), shorter), 0)
-        rows[16 + length, policy_bytes, value >> 16, (value & LAST_PORT).to_bytes(2, "big")] = (mask,)
-    return rows
-
-
-def _service_prefixes(port_range: PortRange) -> Iterator[tuple[int, int]]:
-    """The fewest (value, length) of 24 bits that are exactly this range."""
-    if port_range in ALL:
-        yield 0, 0
-        return
-    protocol, first, last = PROTOCOLS[port_range.protocol] << 16, port_range.first, port_range.last
-    while first <= last:
-        size = first & -first or LAST_PORT + 1
-        while first + size - 1 > last:
-            size //= 2
-        yield protocol | first, 24 - (size.bit_length() - 1)
-        first += size
-
-
-def _range_of(key: Row) -> PortRange:
-    """The inverse of _service_prefixes for one row."""
-    length, _, protocol, port = key
-    assert isinstance(length, int)
-    assert isinstance(port, bytes)
-    if length == 16:
-        return next(iter(ALL))
-    name = next(name for name, known in PROTOCOLS.items() if known == protocol)
-    first = int.from_bytes(port, "big")
-    return PortRange(name, first, first + (1 << (40 - length)) - 1)
-
-
 # ---- Steps ------------------------------------------------------------------------------------------------
 
 
@@ -351,14 +285,10 @@ def _mask(bits: Iterable[int]) -> int:
     return mask
 
 
-def _masks(rules: Rows) -> dict[Row, int]:
-    return {key: mask for key, (mask,) in rules.items() if isinstance(mask, int)}
-
-
 def _without(rules: Rows, taken: int) -> Rows:
-    return {key: (mask & ~taken,) for key, mask in _masks(rules).items() if mask & ~taken}
+    return {key: (mask & ~taken,) for key, mask in masks_of(rules).items() if mask & ~taken}
 
 
 def _either(one: Rows, other: Rows) -> Rows:
-    left, right = _masks(one), _masks(other)
+    left, right = masks_of(one), masks_of(other)
     return {key: (left.get(key, 0) | right.get(key, 0),) for key in left | right}

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import documents, schema
-from gateway.documents import Block, Egress, Expression, ExternalWorkload, Ports, Rule, Selector
+from gateway import documents, schema, yaml_nodes
 from gateway.names import Pattern
+from gateway.records import Block, Egress, Expression, ExternalWorkload, Object, Ports, Rule, Selector
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "deploy" / "examples").glob("*.yaml"))
 
@@ -27,7 +27,7 @@ def rule(body: str) -> str:
     return egress("podSelector: {}\nrules:\n" + textwrap.indent("- " + body, "  "))
 
 
-def only(text: str) -> documents.Object:
+def only(text: str) -> Object:
     (found,), problems = documents.read(text, "f.yaml")
     assert problems == []
     return found
@@ -519,7 +519,7 @@ def test_aliases_count_at_every_use() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
-    with mock.patch.object(documents, "MOST_VALUES", 10_000):
+    with mock.patch.object(yaml_nodes, "MOST_VALUES", 10_000):
         assert "write less" in [mend for _, mend in told(bomb)]
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import documents, names, policy
-from gateway.documents import Block, Egress, Ports, Rule, Selector
 from gateway.explain import explain
+from gateway.records import Block, Egress, Ports, Rule, Selector
 from gateway.selection import Workload, machines, selecting
 
 EXAMPLES = Path(__file__).parent.parent / "deploy" / "examples"

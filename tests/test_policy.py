@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import names, policy
-from gateway.documents import Block, Egress, Ports, Rule, Selector
 from gateway.policy import ALL, Peer, Policy, PortRange, describe, merge, union
+from gateway.records import Block, Egress, Ports, Rule, Selector
 
 A, B = names.parse("a.com"), names.parse("*.b.com")
 NET, PART = ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")

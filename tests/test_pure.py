@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 GATEWAY = Path(__file__).parent.parent / "gateway"
-PURE = ("documents", "schema", "names", "selection", "policy", "tables", "explain")
+PURE = (
+    *("names", "schema", "addresses", "records", "yaml_nodes", "documents"),
+    *("selection", "policy", "services", "tables", "explain"),
+)  # each may import those before it
 
 ALLOWED = {
     *(
@@ -64,11 +67,10 @@ def test_the_check_itself_would_notice(source: str) -> None:
 
 
 def test_arrows_go_one_way() -> None:
-    order = ("names", "schema", "documents", "selection", "policy", "tables", "explain")
     for name in PURE:
         for module in imports(ast.parse((GATEWAY / f"{name}.py").read_text())):
             if module.startswith("gateway."):
-                assert order.index(module.split(".")[1]) < order.index(name), f"{name}.py imports {module}"
+                assert PURE.index(module.split(".")[1]) < PURE.index(name), f"{name}.py imports {module}"
 
 
 def test_importing_the_core_loads_nothing_heavy() -> None:

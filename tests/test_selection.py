@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.documents import Egress, Expression, ExternalWorkload, Selector
+from gateway.records import Egress, Expression, ExternalWorkload, Selector
 from gateway.selection import Workload, machines, selecting, selects
 
 ALL = Selector()

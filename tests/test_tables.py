@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway import documents, names, policy, tables
+from gateway import documents, names, policy, services, tables
 from gateway.policy import ALL, PortRange
 from gateway.tables import Tables
 
@@ -393,7 +393,7 @@ TestHistory.settings = settings(max_examples=60, stateful_step_count=8, deadline
     st.lists(st.builds(document, st.just("a"), st.lists(RULES, max_size=3)), min_size=2), st.integers(1, 3)
 )
 def test_with_too_few_bits_a_change_still_never_allows_too_much(docs, bits):
-    with mock.patch.object(tables, "BITS", bits):
+    with mock.patch.object(services, "BITS", bits):
         kernel, old = Kernel(), None
         for doc in docs:
             new = tables.compile(policy_of([doc]), NUMBER, old)
@@ -402,7 +402,7 @@ def test_with_too_few_bits_a_change_still_never_allows_too_much(docs, bits):
 
 
 def test_a_reused_bit_lends_none_of_its_old_ports_to_its_new_peers():
-    with mock.patch.object(tables, "BITS", 1):
+    with mock.patch.object(services, "BITS", 1):
         old = tables.compile(
             policy_of([document("a", [{"domains": ["com"], "ports": [{"port": 80}]}])]), NUMBER
         )

@@ -152,7 +152,7 @@ class Namespace:
         )
 
     def start(self, *argv: object, **options: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*argv), **{"text": True, **options})
+        return subprocess.Popen(self.command(*argv), **{"text": True, "start_new_session": True, **options})
 
     def checked(self, *argv: object, **options: Any) -> str:
         done = self.run(*argv, **options)

@@ -30,10 +30,14 @@ def main() -> None:
         say("verdicts, first packets")
         rows += verdict_rows(verdicts.costs(bench), "first packet", "8")
         empty, cold = (verdicts.random_keys(bench, empty) for empty in (True, False))
-        rows.append(("first packet, random keys / empty", f"{cold / empty:.1f}", f"{cold:.0f} ns", "reported"))
+        rows.append(
+            ("first packet, random keys / empty", f"{cold / empty:.1f}", f"{cold:.0f} ns", "reported")
+        )
         say("DNS answers")
         for name, ns in verdicts.answers(bench).items():
-            rows.append((f"answer of {name}", f"{ns / 1000:.2f} us", "", "at most 1.5 us" if name == "4 A" else ""))
+            rows.append(
+                (f"answer of {name}", f"{ns / 1000:.2f} us", "", "at most 1.5 us" if name == "4 A" else "")
+            )
     rows += [(f"verified instructions, {name}", str(count), "", "") for name, count in instructions.items()]
     write(rows)
 
@@ -41,7 +45,12 @@ def main() -> None:
 def verdict_rows(costs: dict[str, float], kind: str, aim: str) -> list[tuple[str, str, str, str]]:
     empty = costs.pop("empty program")
     return [
-        (f"{kind}, {name} / empty program", f"{ns / empty:.2f}", f"{ns:.0f} / {empty:.0f} ns", f"at most {aim}")
+        (
+            f"{kind}, {name} / empty program",
+            f"{ns / empty:.2f}",
+            f"{ns:.0f} / {empty:.0f} ns",
+            f"at most {aim}",
+        )
         for name, ns in costs.items()
         if not (kind == "cached" and name == "refused")  # a refusal is judged anew each time
     ]
@@ -55,7 +64,9 @@ def write(rows: list[tuple[str, str, str, str]]) -> None:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     title = f"# Bench, Linux {platform.release()}, commit {commit.stdout.strip() or 'unknown'}\n"
     text = "\n".join([title, line(head), rule, *map(line, rows), ""])
     OUT.parent.mkdir(exist_ok=True)

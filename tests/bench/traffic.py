@@ -95,7 +95,9 @@ def _servers() -> Iterator[tuple[Namespace, Path]]:
                     [str(load), "serve", SERVED],
                     [str(load), "sink", SINK],
                 ):
-                    process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.PIPE, text=True)
+                    process = subprocess.Popen(
+                        ["taskset", "-c", "0", *command], stdout=subprocess.PIPE, text=True
+                    )
                     running.append(process)
                     _wait_for_listener(process)
             yield here, load

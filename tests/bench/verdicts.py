@@ -23,7 +23,7 @@ from tests.kernel.bench import LATER, Bench, Namespace, now
 POLICIES, GRANTS = 1000, 500_000
 REPEAT, ROUNDS = 100_000, 15
 ME, NEAR, PREFIXED, SERVER = "10.1.0.2", "198.51.100.7", "203.0.113.9", "127.0.0.53"
-EMPTY = bytes.fromhex("b700000001000000" "9500000000000000")  # r0 = 1; exit
+EMPTY = bytes.fromhex("b7000000010000009500000000000000")  # r0 = 1; exit
 SKB = 8
 
 
@@ -55,9 +55,9 @@ def fill(bench: Bench) -> None:
     for number in range(1, POLICIES + 1):
         bench.policy(number)
         bench.service(number, 0)
-        bench.service(number, 1, p.TCP, 443)
-        bench.service(number, 1, p.UDP, 443)
-        bench.service(number, 2, p.TCP, 80)
+        for mask, protocol, port in ((1, p.TCP, 443), (1, p.UDP, 443), (2, p.TCP, 80)):
+            key = (datapath.SINGLE_PORT, number.to_bytes(2, "big"), protocol, port.to_bytes(2, "big"))
+            datapath.write(bench.d.tables, "services", key, (mask,))
         bench.rule(number, 7, 1)
         bench.rule(number, 8, 3)
     bench.classify(bench.cgroup, mine)
@@ -66,7 +66,9 @@ def fill(bench: Bench) -> None:
     bench.name(mine, "*.example.com", 7)
     slots = struct.pack("=QQ", 7, now() + LATER) + bytes(48)
     for index in range(GRANTS):
-        key = grant_address(index).packed.rjust(6, b"\xff").rjust(16, b"\0") + struct.pack("=Q", 1 + index % POLICIES)
+        key = grant_address(index).packed.rjust(6, b"\xff").rjust(16, b"\0") + struct.pack(
+            "=Q", 1 + index % POLICIES
+        )
         kernel.update(bench.d["grants"].fd, key, slots)
 
 

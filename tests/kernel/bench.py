@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bpf import kernel
 from bpf.contract import contract
-from bpf.datapath import Datapath
+from bpf.datapath import Datapath, write
 from gateway import cgroups
 from tests.kernel.packets import packed
 
@@ -119,14 +119,14 @@ class Bench:
             index = next(number for number, name in _interfaces() if name != "lo")
         self.context = bytes(IFINDEX) + struct.pack("<I", index)
         self.policies: set[int] = set()
-        self.rows: list[tuple[str, object]] = []
+        self.rows: list[tuple[str, tuple[object, ...]]] = []
 
     # ---- Tables
 
     def clear(self) -> None:
         """A walk goes through every bucket of a large table, so only where programs write there is one."""
         for name, key in self.rows:
-            self.d[name].discard(key)
+            write(self.d.tables, name, key, None)
         for name in WRITTEN_BY_PROGRAMS:
             for raw in self.d[name].raw_keys():
                 self.d[name].remove_raw(raw)
@@ -135,9 +135,9 @@ class Bench:
             self.d["paces"][number] = (0, 0)
         self.policies, self.rows = set(), []
 
-    def put(self, name: str, key: object, value: object) -> None:
+    def put(self, name: str, key: tuple[object, ...], value: object) -> None:
         """One row, to be removed by clear()."""
-        self.d[name][key] = value
+        write(self.d.tables, name, key, value)
         self.rows.append((name, key))
 
     def policy(self, number: int, *flags: str, floor: int = 60, grace: int = 60) -> None:
@@ -148,7 +148,7 @@ class Bench:
 
     def classify(self, cgroup: Path, policy: int) -> int:
         number = cgroups.cgroup_id(cgroup)
-        self.put("workloads", number, (policy,))
+        self.put("workloads", (number,), (policy,))
         return number
 
     def service(

@@ -110,7 +110,9 @@ class Answer:
             head = r.choice(
                 (b"\x20\x01\x0d\xb8", b"\xfd\0\0\1", b"\xfe\x80\0\0", b"\xff\2\0\0", b"\0\x64\xff\x9b")
             )
-            self.add(28, head + bytes(10) + r.randbytes(2), **more)  # type: ignore[arg-type]
+            mapped = r.random() < 0.1
+            data = bytes(10) + b"\xff\xff\xcb\0" if mapped else head + bytes(10)
+            self.add(28, data + r.randbytes(2), **more)  # type: ignore[arg-type]
 
     def add_alias(self) -> None:
         self.add(5, self.some_name())

@@ -22,6 +22,7 @@ MESSAGE, RECORDS = contract().constant("MESSAGE"), contract().constant("RECORDS"
 # The kernel allows 33 tail calls: one to the reader of the question, eight for 64 grants.
 SURE_STEPS = (33 - 1 - RECORDS // contract().constant("GRANTS_AT_ONCE")) * contract().constant("STEPS")
 ORDINARY = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+MAPPED = bytes(10) + b"\xff\xff"
 
 NEVER = [
     ipaddress.ip_network(text)
@@ -50,9 +51,11 @@ class Reading:
     steps: int = 0
 
 
-def is_never_learned(address: bytes) -> bool:
-    parsed = ipaddress.IPv6Address(address)
-    plain = parsed.ipv4_mapped or parsed
+def is_never_learned(kind: int, data: bytes) -> bool:
+    """Of the data of an A or AAAA record; IPv4 in the guise of IPv6 is never."""
+    plain = ipaddress.IPv4Address(data) if kind == A else ipaddress.IPv6Address(data)
+    if kind == AAAA and data.startswith(MAPPED):
+        return True
     return any(plain in network for network in NEVER if network.version == plain.version)
 
 
@@ -175,18 +178,22 @@ def _is_ordinary(name: bytes) -> bool:
 def _read_records(message: bytes, at: int, answers: int, is_long: bool) -> Reading:
     left = answers + int.from_bytes(message[8:10], "big") + int.from_bytes(message[10:12], "big")
     truncated, walk = bool(message[2] & 2), _Walk(message, at)
-    found: list[tuple[bytes, int]] = []
+    found: list[tuple[int, bytes, int]] = []
     try:
         for number in range(left):
             kind, group, ttl, data = walk.record()
             if number < answers and group == IN and kind in (A, AAAA):
-                found.append((bytes(10) + b"\xff\xff" + data if kind == A else data, ttl))
+                found.append((kind, data, ttl))
     except CutError:
         if not truncated and not is_long:
             return Reading(["ANSWER_UNREADABLE"], steps=walk.steps)
     except BrokenError:
         return Reading(["ANSWER_UNREADABLE"], steps=walk.steps)
     reasons = ["ANSWER_TRUNCATED"] * truncated + ["ANSWER_LONG"] * (is_long or len(found) > RECORDS)
-    learned = [pair for pair in found[:RECORDS] if not is_never_learned(pair[0])]
+    learned = [
+        (MAPPED + data if kind == A else data, ttl)
+        for kind, data, ttl in found[:RECORDS]
+        if not is_never_learned(kind, data)
+    ]
     reasons += ["LEARNED"] * len(learned) + ["NEVER_LEARNED"] * (min(len(found), RECORDS) - len(learned))
     return Reading(reasons, learned, walk.steps)

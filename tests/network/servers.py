@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import socket
 import socketserver
-import struct
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from dnslib import AAAA, CNAME, QTYPE, RR, A, DNSRecord
@@ -23,7 +23,6 @@ ODD = "192.0.2.54"
 WEB, SINK, ECHO = (80, 443, 8080), 9, (7, 9000)
 SITE, SITE6 = "198.51.100.54", "2001:db8:51::54"
 TRUNCATED = 1
-ONE_SECOND = struct.pack("ll", 1, 0)
 
 
 class Site(BaseHTTPRequestHandler):
@@ -43,12 +42,10 @@ class Site(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def pour(self, line: bytes) -> None:
-        try:
+        with suppress(OSError):
             while True:
                 self.wfile.write(line)
                 time.sleep(0.02)
-        except OSError:
-            pass
 
     def log_message(self, *_: object) -> None:
         pass
@@ -75,7 +72,7 @@ def take_and_close() -> None:
 
 
 def echo(port: int) -> None:
-    """The source of an answer is the address asked: with any address local, the kernel would choose another."""
+    """From the address that was asked: where every address is local, the kernel would choose another."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -85,10 +82,8 @@ def echo(port: int) -> None:
         while True:
             data, (asked,), _, peer = sock.recvmsg(2048, 128)
             source = asked[2][:16] + bytes(4)
-            try:
+            with suppress(OSError):
                 sock.sendmsg([data], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source)], 0, peer)
-            except OSError:
-                pass
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -97,7 +92,7 @@ def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
     """After how many seconds to answer, and what (None: nothing).
 
     silent.*  never; slow.* after three seconds; large.* truncated over UDP, whole over TCP; other.* an
-    answer to another question; alias.* by an alias of another domain; all others like any server.
+    answer to another question; alias.* by way of another domain; all others like any server.
     """
     question = DNSRecord.parse(message)
     name = str(question.q.qname).rstrip(".")

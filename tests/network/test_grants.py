@@ -12,15 +12,14 @@ OLD, NEW = "198.51.100.50", "198.51.100.51"
 )
 def test_a_grant_lasts_the_longer_of_TTL_and_floor_and_then_the_grace(lab, run, ttl, floor, grace, least):
     lab.dns.set("short.example.com", OLD, ttl=ttl)
-    code = f"""
-        start = time.monotonic()
+    code = """
         address = resolve("short.example.com")
-        tell([connect(address), until(lambda: connect(address), "EPERM") + 0 * start, time.monotonic() - start])
+        tell([connect(address), until(lambda: connect(address), "EPERM")])
     """
     got = run("--floor", floor, "--grace", grace, "--allow", "short.example.com", "--", *python(code))
-    first, _, lasted = got.told
+    first, lasted = got.told
     assert first == "connected"
-    assert least <= lasted < least + 1
+    assert least - 0.1 <= lasted < least + 1
     assert got.refusals() == {OLD: "EXPIRED"}
 
 
@@ -59,7 +58,8 @@ def test_an_open_connection_outlives_its_grant_and_new_ones_do_not(lab, run):
         before = len(download.recv(1 << 20))
         asked.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
         peer.send(b"after")
-        tell([before + len(download.recv(1 << 20)) > 0, asked.recv(100)[:12].decode(), peer.recv(10).decode()])
+        more = before and len(download.recv(1 << 20))
+        tell([more > 0, asked.recv(100)[:12].decode(), peer.recv(10).decode()])
     """
     got = run("--floor", 1, "--grace", 0, "--allow", "short.example.com", "--", *python(code))
     assert got.told == [True, "HTTP/1.0 200", "after"]
@@ -107,8 +107,9 @@ def test_an_answer_that_takes_three_seconds_teaches_all_the_same(run):
 def test_an_answer_over_TCP_teaches_too(run):
     code = """
         import subprocess
-        found = subprocess.run(["dig", "+short", "large.example.com", "@192.0.2.54"], capture_output=True, text=True)
-        tell([found.stdout.strip(), connect(found.stdout.strip())])
+        dig = ["dig", "+short", "large.example.com", "@192.0.2.54"]
+        found = subprocess.run(dig, capture_output=True, text=True).stdout.strip()
+        tell([found, connect(found)])
     """
     got = run("--resolver", "192.0.2.54", "--allow", "*.example.com", "--", *python(code))
     assert got.told == ["198.51.100.54", "connected"]

@@ -24,7 +24,9 @@ def command(lab):
     """`skouter WORDS` of another instance than the lab's own; its name is `command.instance`."""
 
     def run_there(*words):
-        return subprocess.run(lab.skouter(*words, instance=run_there.instance), capture_output=True, text=True, check=True)
+        return subprocess.run(
+            lab.skouter(*words, instance=run_there.instance), capture_output=True, text=True, check=True
+        )
 
     run_there.instance = lab.another_instance()
     return run_there
@@ -43,8 +45,15 @@ def test_status_tells_the_workload_and_its_grants(lab, running, status):
         process.stdout.readline()
         found = status()
         (workload,) = found["workloads"]
-        lines = subprocess.run(lab.skouter("status"), capture_output=True, text=True, check=True).stdout.splitlines()
-    assert set(found["attached"][str(place.find(lab.instance).cgroup)]) >= {"egress", "ingress", "connect4", "connect6"}
+        lines = subprocess.run(
+            lab.skouter("status"), capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    assert set(found["attached"][str(place.find(lab.instance).cgroup)]) >= {
+        "egress",
+        "ingress",
+        "connect4",
+        "connect6",
+    }
     assert (workload["mode"], workload["enforced"], workload["watched"]) == ("Enforce", True, True)
     assert workload["rules"] == ["example.com (TCP 80)"]
     (grant,) = workload["grants"]
@@ -56,7 +65,10 @@ def test_status_tells_the_workload_and_its_grants(lab, running, status):
 
 
 def test_status_of_an_instance_that_is_not_there(command):
-    assert command("status").stdout.splitlines()[1:] == ["  nothing is attached: nothing is filtered", "no workloads"]
+    assert command("status").stdout.splitlines()[1:] == [
+        "  nothing is attached: nothing is filtered",
+        "no workloads",
+    ]
     assert json.loads(command("status", "-o", "json").stdout)["workloads"] == []
     assert command("off").stdout == "nothing was attached\n"
     assert command("uninstall").stdout == "nothing was there\n"
@@ -122,9 +134,17 @@ def attached_anywhere(where):
 @pytest.mark.parametrize("while_it_runs", [False, True], ids=["at rest", "while a command runs"])
 def test_uninstall_leaves_nothing_behind(lab, command, running, while_it_runs):
     where = place.find(command.instance)
-    with running("--resolver", "127.0.0.53", "--", *python(TRIES.replace('resolve("example.com")', "0")), instance=command.instance) as process:
+    with running(
+        "--resolver",
+        "127.0.0.53",
+        "--",
+        *python(TRIES.replace('resolve("example.com")', "0")),
+        instance=command.instance,
+    ) as process:
         process.stdout.readline()
-        ids = set().union(*(pinned_programs(where.pins, name) for name in ("egress", "ingress", "resolver", "connect4")))
+        ids = set().union(
+            *(pinned_programs(where.pins, name) for name in ("egress", "ingress", "resolver", "connect4"))
+        )
         assert ids & set(attached_anywhere(where)), "a resolver of this host is trusted"
         if not while_it_runs:
             process.communicate("\n\n", timeout=10)

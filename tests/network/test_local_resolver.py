@@ -105,7 +105,9 @@ def test_ATTACK_the_workload_shares_the_port_of_the_resolver(run, lab, no_forwar
         tell([answers(client.recv(512)), connect({REFUSED4!r})])
     """
     mute = lab.pod.start(
-        *python(f"{open_to_share}\n        tell('ready'); input()"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *python(f"{open_to_share}\n        tell('ready'); input()"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert mute.stdout.readline() == '"ready"\n'
     try:
@@ -133,6 +135,6 @@ def test_ATTACK_one_workload_answers_the_other_from_the_trusted_address(lab, run
 def test_ATTACK_a_raw_socket_is_not_to_be_had(run, forwarder):
     code = """
         kinds = [(socket.AF_INET, 255), (socket.AF_INET6, 255), (socket.AF_PACKET, 3)]
-        tell([outcome(lambda: socket.socket(family, socket.SOCK_RAW, protocol)) for family, protocol in kinds])
+        tell([outcome(lambda: socket.socket(family, socket.SOCK_RAW, kind)) for family, kind in kinds])
     """
     assert run(*ALLOW, *python(code)).told == ["EPERM"] * 3

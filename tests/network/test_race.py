@@ -35,7 +35,9 @@ def test_without_a_rule_none_of_them_is_reached(run, programs):
     assert (told["failed"], told["lost_datagrams"], told["unanswered"]) == (MANY, MANY, 0)
 
 
-def test_the_agent_is_killed_amid_2000_fresh_names_and_nothing_is_lost_or_let_through(running, programs, tmp_path):
+def test_the_agent_is_killed_amid_2000_fresh_names_and_nothing_is_lost_or_let_through(
+    running, programs, tmp_path
+):
     report = tmp_path / "report"
     line = f"{' '.join(map(str, words(programs('burst'))))} | tee {report}"
     with running(*ALLOW, "sh", "-c", line) as agent:
@@ -55,7 +57,9 @@ def test_what_a_killed_agent_left_goes_on_and_is_tidied_up_by_the_next(run, runn
         left = [w for w in status()["workloads"] if not w["watched"]]
         assert [(w["enforced"], len(w["processes"])) for w in left] == [(True, 1)]
         run("--", "true")
-        assert left[0]["name"] in [w["name"] for w in status()["workloads"]], "it still runs, and is still held"
+        assert left[0]["name"] in [w["name"] for w in status()["workloads"]], (
+            "it still runs, and is still held"
+        )
     cgroup_is_empty = lambda: not [w for w in status()["workloads"] if w["processes"]]  # noqa: E731
     wait_for(cgroup_is_empty, "the end of the command")
     run("--", "true")

@@ -1,6 +1,6 @@
 """What the programs of the tests do from within a workload; and how a test writes such a program.
 
-    python(lab, "tell(connect('198.51.100.10'))")     the command line of a program that uses this file
+python(lab, "tell(connect('198.51.100.10'))")     the command line of a program that uses this file
 """
 
 from __future__ import annotations

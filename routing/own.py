@@ -1,0 +1,36 @@
+"""Which addresses this network namespace has (proc(5): net/fib_trie, net/if_inet6)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+LOCAL = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n +/32 host LOCAL")
+
+
+def own_addresses() -> list[Address]:
+    """Without loopback's, sorted; those of one family where the other is switched off."""
+    return parse(_read("/proc/self/net/fib_trie"), _read("/proc/self/net/if_inet6"))
+
+
+def parse(fib_trie: str, if_inet6: str) -> list[Address]:
+    found = {*_ipv4(fib_trie), *_ipv6(if_inet6)}
+    return sorted((a for a in found if not a.is_loopback), key=lambda a: (a.version, int(a)))
+
+
+def _ipv4(text: str) -> Iterator[Address]:
+    return (ipaddress.IPv4Address(found) for found in LOCAL.findall(text))
+
+
+def _ipv6(text: str) -> Iterator[Address]:
+    return (ipaddress.IPv6Address(bytes.fromhex(line.split()[0])) for line in text.splitlines())
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

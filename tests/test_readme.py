@@ -1,0 +1,38 @@
+"""What README.md says is run, so that it stays true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway import documents
+from gateway.__main__ import parser
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_policy_of_the_readme_is_a_good_document() -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        objects, problems = documents.read(block, "README.md")
+        assert objects
+        assert not problems
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`skouter (\w+(?: check| explain)?)", README))))
+def test_each_command_of_the_readme_has_a_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: skouter")
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_files_of_the_readme_exist() -> None:
+    root = Path(__file__).parent.parent
+    for name in set(re.findall(r"`(\w+\.(?:py|h|c))`", README)):
+        assert list(root.glob(f"*/{name}")), name
