@@ -11,7 +11,7 @@ PREFIX = /opt/skouter
 .PHONY: demo test lint format bench install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
-	$(BIN)/python -m gateway.demo
+	$(BIN)/python -m tests.demo
 
 test: packages-tests $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest

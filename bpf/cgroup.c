@@ -74,7 +74,7 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	if (is_neighbour_discovery(p))                                        /* 5 */
 		return NEIGHBOUR;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
-	if (s && passes(reason))
+	if (s && passes(reason) && !(sk && sk->type == SOCK_RAW && p->protocol == IPPROTO_TCP))
 		remember(s, who, &p->tuple, reason);
 	return reason;
 }
@@ -204,7 +204,7 @@ int question(struct __sk_buff *skb)
 	value.time = bpf_ktime_get_boot_ns();
 	value.policy = who.policy;
 	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? &p.tuple : NULL);
-	if (questions.update(&key, &value))
+	if (keep_question(workload, &key, &value))
 		count(who.policy, QUESTIONS_FULL);
 	return release_slate(skb);
 }

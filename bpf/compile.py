@@ -54,7 +54,7 @@ def text_hash() -> str:
 
 
 def declare_maps(text: str, layout: Contract) -> str:
-    """MAP() lines become BCC's declarations. Instructions do not depend on a map's size: one entry will do."""
+    """MAP() lines become BCC's declarations. Instructions do not depend on sizes: one entry will do."""
 
     def declare(match: re.Match[str]) -> str:
         m = layout.maps[match[2]]

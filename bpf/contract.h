@@ -21,6 +21,7 @@ enum limit {
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
+	OPEN_QUESTIONS = 1024,    /* of one workload; one more takes the place of its own oldest */
 	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
@@ -181,6 +182,20 @@ struct question {
 	__u32 pad;
 };
 
+/* The open questions of one workload in the order in which it asked them: a ring of OPEN_QUESTIONS. */
+struct asked_key {
+	__u64 workload;
+	__u64 place;
+};
+
+struct asked {
+	struct question_key question;
+};
+
+struct tally {
+	__u64 questions;          /* that this workload ever asked */
+};
+
 struct flow_key {
 	__u64 socket;
 	struct tuple tuple;
@@ -293,11 +308,13 @@ MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
 MAP(lpm, prefixes, struct prefix_key, struct peers, 1000000)
 MAP(lpm, never, struct prefix_key, __u32, 4096)
-MAP(hash, rules, struct rule_key, struct rule, 1000000)
+MAP(hash, rules, struct rule_key, struct rule, 262144)
 MAP(lpm, services, struct service_key, struct service, 1000000)
-MAP(hash, single_services, struct service_key, struct service, 1000000)
+MAP(hash, single_services, struct service_key, struct service, 262144)
 MAP(hash, grants, struct grant_key, struct grant, 1000000)
-MAP(hash, questions, struct question_key, struct question, 65536)
+MAP(hash, questions, struct question_key, struct question, 262144)
+MAP(hash, asked, struct asked_key, struct asked, 262144)
+MAP(hash, tallies, __u64, struct tally, 65536)
 MAP(storage, sockets, __u32, struct socket, 0)
 MAP(hash, flows, struct flow_key, struct flow, 262144)
 MAP(hash, inbounds, struct inbound_key, struct inbound, 262144)

@@ -98,7 +98,7 @@ static __always_inline int read_question_name(struct slate *s)
 	return 0;
 }
 
-/* One question, its class IN; the hash covers name, type and class. */
+/* One question; the hash covers name, type and class. */
 static __always_inline int read_question(struct slate *s)
 {
 	u8 *tail;

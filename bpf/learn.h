@@ -136,6 +136,32 @@ static __always_inline void question_key_of(struct question_key *key, struct sla
 		key->socket = socket;
 }
 
+/* A workload's questions are counted by nobody but itself: with one more than OPEN_QUESTIONS its own oldest
+ * goes, answered or not. So questions that are never answered need no clean-up, and no workload can take the
+ * places of another. Two CPUs that ask at the same moment may share a place; one question then stays in the
+ * table until the workload goes. */
+static __always_inline int keep_question(u64 workload, struct question_key *key, struct question *value)
+{
+	struct tally fresh = {}, *tally = tallies.lookup(&workload);
+	struct asked_key place = {.workload = workload};
+	struct asked *oldest, now = {.question = *key};
+
+	if (!tally) {
+		tallies.insert(&workload, &fresh);
+		tally = tallies.lookup(&workload);
+		if (!tally)
+			return -1;
+	}
+	place.place = tally->questions++ % OPEN_QUESTIONS;
+	oldest = asked.lookup(&place);
+	if (oldest) {
+		struct question_key old = oldest->question;
+
+		questions.delete(&old);
+	}
+	return asked.update(&place, &now) || questions.update(key, value);
+}
+
 /* The open question that this answer fits, taken out of the table; fills s->question. */
 static __always_inline enum reason take_question(struct slate *s, u64 socket, const struct tuple *client)
 {

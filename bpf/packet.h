@@ -142,6 +142,8 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 		return UNREADABLE;
 	copy_address(outbound ? p->tuple.local : p->tuple.remote, (u8 *)&ip.saddr);
 	copy_address(outbound ? p->tuple.remote : p->tuple.local, (u8 *)&ip.daddr);
+	if (is_ipv4(p->tuple.local) || is_ipv4(p->tuple.remote))   /* RFC 4291 2.5.5.2: not on a wire */
+		return UNREADABLE;
 	p->hop_limit = ip.hop_limit;
 	next = ip.nexthdr;
 #pragma unroll

@@ -38,7 +38,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="skouter", description=DESCRIPTION)
-    top.add_argument("--version", action="version", version=f"skouter {_version()}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_policy(commands)
@@ -151,13 +151,17 @@ def _seconds(text: str) -> int:
     return value
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+class _Version(argparse.Action):
+    """Asks the installation only when it is asked: that takes a while."""
 
-    try:
-        return version("skouter")
-    except PackageNotFoundError:
-        return "0 (not installed)"
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"skouter {version('skouter')}")
+        except PackageNotFoundError:
+            print("skouter, not installed")
+        parser.exit()
 
 
 # ---- Commands -------------------------------------------------------------------------------------------

@@ -21,7 +21,10 @@ def rule(text: str) -> Rule:
     Without a port: every port and protocol; with one: TCP, unless it says /udp or /sctp.
     """
     host, port = _split(text)
-    ports = (_ports(text, port),) if port is not None else ()
+    try:
+        ports = (_ports(text, port),) if port is not None else ()
+    except BadAllowError as error:
+        raise BadAllowError(f"--allow {error}") from None
     try:
         network = ipaddress.ip_network(host)
     except ValueError:

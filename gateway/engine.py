@@ -206,9 +206,19 @@ class Engine:
             remove_cgroup(cgroup)
         if state:
             self.datapath["workloads"].discard(int(state["cgroup"]))
+            self._forget_questions(int(state["cgroup"]))
             self._purge(int(state["policy"]))
         path.unlink(missing_ok=True)
         self._forget_local_resolvers()
+
+    def _forget_questions(self, workload: int) -> None:
+        for place in range(contract().constant("OPEN_QUESTIONS")):
+            found = self.datapath["asked"].get((workload, place))
+            if found is None:
+                break
+            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found.question)))
+            self.datapath["asked"].discard((workload, place))
+        self.datapath["tallies"].discard(workload)
 
     def _purge(self, number: int) -> None:
         """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""

@@ -132,9 +132,11 @@ def _mend(text: str) -> str:
         return f"write {bare} under cidrs"
     host = re.sub(r"^[a-z][a-z0-9+.-]*://", "", bare.lower()).split("/")[0]
     host, _, port = host.rpartition("@")[2].partition(":")
-    _, star, after = host.rpartition("*")
-    # What surrounds a star within its label cannot be said: all names below the rest of it can.
-    labels = [label for label in (after.partition(".")[2] if star else host).split(".") if label]
+    before, star, after = host.rpartition("*")
+    # What surrounds a star within its label cannot be said: all names below the rest of it can. A star in
+    # front of everything lacks its dot.
+    below = host if not star else after.partition(".")[2] if before.strip("*.") else after
+    labels = [label for label in below.split(".") if label]
     guess = ".".join(["*"] * bool(star) + labels)
     if not all(map(_LABEL.fullmatch, labels)) or not guess or _is_address(".".join(labels)):
         return "write a name such as example.com, or *.example.com for all names below it"

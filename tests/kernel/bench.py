@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from bpf import kernel
 from bpf.contract import contract
@@ -34,7 +35,7 @@ CLONE_NEWNET = 0x40000000
 IFINDEX = 40  # offset in struct __sk_buff (linux/bpf.h)
 REASONS = contract().enumerators("reason")
 FLAGS = {name: value for value, name in contract().enumerators("flag").items()}
-WRITTEN_BY_PROGRAMS = ("grants", "questions", "flows", "inbounds", "claims")
+WRITTEN_BY_PROGRAMS = ("grants", "questions", "flows", "inbounds", "claims", "asked", "tallies")
 SECOND = 10**9
 LATER = 3600 * SECOND
 
@@ -119,7 +120,7 @@ class Bench:
             index = next(number for number, name in _interfaces() if name != "lo")
         self.context = bytes(IFINDEX) + struct.pack("<I", index)
         self.policies: set[int] = set()
-        self.rows: list[tuple[str, tuple[object, ...]]] = []
+        self.rows: list[tuple[str, Any]] = []
 
     # ---- Tables
 
@@ -135,7 +136,7 @@ class Bench:
             self.d["paces"][number] = (0, 0)
         self.policies, self.rows = set(), []
 
-    def put(self, name: str, key: tuple[object, ...], value: object) -> None:
+    def put(self, name: str, key: Any, value: object) -> None:
         """One row, to be removed by clear()."""
         write(self.d.tables, name, key, value)
         self.rows.append((name, key))
@@ -148,7 +149,7 @@ class Bench:
 
     def classify(self, cgroup: Path, policy: int) -> int:
         number = cgroups.cgroup_id(cgroup)
-        self.put("workloads", (number,), (policy,))
+        self.put("workloads", number, (policy,))
         return number
 
     def service(

@@ -680,21 +680,26 @@ def test_every_slate_is_given_back(reader: Reader) -> None:
         assert not list(reader.b.d["claims"].raw_keys())
 
 
-@pytest.mark.xfail(strict=True, reason="the table of questions has no quota for each workload")
-def test_one_workload_s_questions_leave_room_for_another_s(reader: Reader, cgroup_root: Path) -> None:
+def test_a_workload_that_floods_the_questions_takes_the_places_of_its_own_only(
+    reader: Reader, cgroup_root: Path
+) -> None:
     b, table = reader.b, reader.b.d["questions"]
-    b.resolver(POLICY, "10.0.0.53")
+    for policy in (POLICY, OTHER):
+        b.resolver(policy, "10.0.0.53")
     frame = p.ether(
         p.ipv4("10.1.0.2", "10.0.0.53", p.UDP, p.udp(53, PORT, b"\0\1\1\0\0\1" + bytes(6) + ASKED.question))
     )
-    with b.seated():
-        for _ in range(table.layout.entries):
-            b.run("egress", frame)
     other = cgroup_root / "another"
     other.mkdir(exist_ok=True)
     b.classify(other, OTHER)
     b.policy(OTHER)
-    b.resolver(OTHER, "10.0.0.53")
     with b.network.entered(), inside(other), b.counting(OTHER) as told:
         b.run("egress", frame)
     assert told == {"RESOLVER": 1}
+    most = contract().constant("OPEN_QUESTIONS")
+    with b.seated():
+        for _ in range(2 * most):
+            b.run("egress", frame)
+    open_by = [int(value.policy) for _key, value in table.items()]
+    assert open_by.count(POLICY) == most
+    assert open_by.count(OTHER) == 1

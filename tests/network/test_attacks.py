@@ -190,11 +190,10 @@ def test_ATTACK_a_flood_of_questions_by_one_workload(lab, run, running):
     nobody = "192.0.2.99"
     flood = f"""
         pack = bytearray(DNSRecord.question("silent.example.com").pack())
-        for _ in range(2):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            for number in range(65536):
-                pack[0:2] = number.to_bytes(2, "big")
-                outcome(lambda: sock.sendto(pack, ({nobody!r}, 53)))
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for number in range(65536):
+            pack[0:2] = number.to_bytes(2, "big")
+            outcome(lambda: sock.sendto(pack, ({nobody!r}, 53)))
         tell("full")
         input()
     """

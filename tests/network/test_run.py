@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -26,34 +27,32 @@ LISTENS = """
     import signal
     def heard(number, _):
         tell(signal.Signals(number).name)
-        if number != signal.SIGUSR1: sys.exit(3)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if number == signal.SIGTERM: sys.exit(3)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, heard)
     tell("ready")
     while True: signal.pause()
 """
 
-# ---- Status and signals -------------------------------------------------------------------------------------
+# ---- Status and signals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [0, 1, 7, 255])
+@pytest.mark.parametrize("status", [0, 255])
 def test_the_exit_status_passes_through(run, status):
     assert run("--", "sh", "-c", f"exit {status}").status == status
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_command_that_a_signal_ends_ends_skouter_by_the_same_signal(run, number):
     assert run("--", "sh", "-c", f"kill -{int(number)} $$").status == -number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_skouter_reaches_its_command(running, number):
+def test_signals_to_skouter_reach_its_command(running):
     with running("--", *python(LISTENS)) as process:
         assert process.stdout.readline() == '"ready"\n'
-        process.send_signal(signal.SIGUSR1)
-        assert process.stdout.readline() == '"SIGUSR1"\n'
-        process.send_signal(number)
-        assert process.stdout.readline() == f'"{number.name}"\n'
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+            assert process.stdout.readline() == f'"{number.name}"\n'
         assert process.wait(10) == 3
 
 
@@ -142,10 +141,9 @@ def test_who_is_not_root_is_told_to_be(lab):
 def all_commands(made, words=()):
     yield words
     for action in made._actions:
-        for name, inner in (
-            getattr(action, "choices", None) and action.nargs == "A..." and action.choices.items() or ()
-        ):
-            yield from all_commands(inner, (*words, name))
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from all_commands(inner, (*words, name))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_every_command_explains_itself(words, capsys):
     assert capsys.readouterr().out.startswith(f"usage: {' '.join(('skouter', *words))}")
 
 
-# ---- Whom the command runs as -------------------------------------------------------------------------------
+# ---- Whom the command runs as ---------------------------------------------------------------------------
 
 
 def status_of_process(out):
@@ -212,14 +210,15 @@ def test_ATTACK_the_command_learns_into_a_file_of_root(run, tmp_path):
     assert precious.read_text() == "kept"
 
 
-# ---- Out of the cgroup --------------------------------------------------------------------------------------
+# ---- Out of the cgroup ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("env", [{}, NOBODY], ids=["root", "sudo"])
 def test_ATTACK_a_command_moves_itself_out_of_its_cgroup(lab, run, env):
     where = place.find(lab.instance)
     code = f"""
-        for path in ({str(where.hierarchy)!r}, {str(where.cgroup)!r}, "/proc/1/root" + {str(where.hierarchy)!r}):
+        hierarchy, own = {str(where.hierarchy)!r}, {str(where.cgroup)!r}
+        for path in (hierarchy, own, "/proc/1/root" + hierarchy):
             try:
                 with open(path + "/cgroup.procs", "w") as procs: procs.write("0")
                 tell("moved")
@@ -292,7 +291,7 @@ def test_ATTACK_root_has_the_kernel_start_a_program_elsewhere(run, file):
     assert got.told in ("EROFS", "EACCES", "EPERM", "ENOENT")
 
 
-# ---- Children -----------------------------------------------------------------------------------------------
+# ---- Children -------------------------------------------------------------------------------------------
 
 DAEMON = """
     ready, go, told = {paths!r}
@@ -329,13 +328,14 @@ def test_a_child_that_outlives_the_command_is_told_of_and_still_held(lab, run, s
 
 
 def test_the_processes_of_a_pipeline_are_all_held(run):
-    line = f"echo x | (curl -sS -m2 http://{REFUSED4}/; :) | cat; setsid -w curl -sS -m2 http://{REFUSED4}/; nohup curl -sS -m2 http://{REFUSED4}/"
+    curl = f"curl -sS -m2 http://{REFUSED4}/"
+    line = f"echo x | ({curl}; :) | cat; setsid -w {curl}; nohup {curl}"
     got = run("--", "sh", "-c", line)
     assert (got.status, got.out) == (7, "")
     assert got.summary["refused"][0]["count"] == 3
 
 
-# ---- What it tells ------------------------------------------------------------------------------------------
+# ---- What it tells --------------------------------------------------------------------------------------
 
 CURL_BOTH = ("sh", "-c", "curl -4sSf -m5 http://example.com/ && curl -4sSf -m5 http://example.org/")
 
@@ -375,7 +375,8 @@ def test_quiet_says_nothing_at_all(run):
 def test_what_was_learned_suffices_for_the_same_command_and_for_nothing_else(run, tmp_path):
     learned = tmp_path / "learned.yaml"
     code = f"""
-        tell([connect(resolve(n, f)) for n in ("example.com", "www.example.com") for f in (socket.AF_INET, socket.AF_INET6)])
+        families = socket.AF_INET, socket.AF_INET6
+        tell([connect(resolve(n, f)) for n in ("example.com", "www.example.com") for f in families])
         tell([datagram(resolve("example.net")), connect({REFUSED4!r}, 8080)])
     """
     everything = ['["connected", "connected", "connected", "connected"]', '["echo", "connected"]']
@@ -386,7 +387,9 @@ def test_what_was_learned_suffices_for_the_same_command_and_for_nothing_else(run
     second = run("--policy", learned, "--", *python(code))
     assert second.out.splitlines() == everything
     assert second.summary["refused"] == []
-    others = f"tell([connect({REFUSED4!r}), connect(resolve('example.net')), connect(resolve('four.example.com'))])"
+    others = (
+        f"tell([connect(a) for a in ({REFUSED4!r}, resolve('example.net'), resolve('four.example.com'))])"
+    )
     assert run("--policy", learned, "--", *python(others)).told == ["EPERM"] * 3
     assert (
         subprocess.run([SKOUTER, "policy", "check", learned], capture_output=True, check=False).returncode
