@@ -124,6 +124,10 @@ class Engine:
 
     def dismiss(self, admitted: Admitted) -> list[int]:
         """Takes a workload's policy away, unless processes are left in it: their pids, still enforced."""
+        if not self.place.lock.exists():  # uninstalled meanwhile: nothing is left to take away
+            os.close(admitted.ring)
+            os.close(admitted.state)
+            return []
         with locked(self.place):
             left = cgroups.processes(admitted.cgroup)
             os.close(admitted.ring)
@@ -137,7 +141,8 @@ class Engine:
         """Removes workloads whose owner is gone and in which nothing runs any more, and what is over."""
         for path in self.place.run.glob("*.json"):
             if not is_owned(path) and not cgroups.is_populated(self.place.cgroup / path.stem):
-                self._remove(path.stem)
+                with suppress(OSError):  # one that can't be removed must not stop the others, nor the start
+                    self._remove(path.stem)
 
     def counters(self, number: int) -> dict[str, int]:
         """Packets by reason, of one policy since its number was given out."""
@@ -212,12 +217,12 @@ class Engine:
         self._forget_local_resolvers()
 
     def _forget_questions(self, workload: int) -> None:
-        for place in range(contract().constant("OPEN_QUESTIONS")):
-            found = self.datapath["asked"].get((workload, place))
+        for turn in range(contract().constant("OPEN_QUESTIONS")):
+            found = self.datapath["asked"].get((workload, turn))
             if found is None:
                 break
-            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found.question)))
-            self.datapath["asked"].discard((workload, place))
+            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found)))  # struct asked is but the key
+            self.datapath["asked"].discard((workload, turn))
         self.datapath["tallies"].discard(workload)
 
     def _purge(self, number: int) -> None:

@@ -33,6 +33,7 @@ DROPPED = {
 }
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 CLONE_NEWNS = 0x20000
+KERNEL_FILES = ("cgroup", "cgroup2", "sysfs", "debugfs", "tracefs", "securityfs", "configfs")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_SLAVE = 16384, 1 << 19
 
@@ -114,13 +115,23 @@ def _drop_capabilities() -> None:
 
 
 def _shut_mounts(hidden: tuple[Path, ...]) -> None:
+    """What root could use to start something outside of its cgroup becomes read-only: the cgroups themselves,
+    and the files that tell the kernel which program to start (core(5), proc(5))."""
     _call("unshare", CLONE_NEWNS)
     _call("mount", None, b"/", None, MS_REC | MS_SLAVE, None)
     for line in cgroups.mounts().splitlines():
-        if " - cgroup2 " in line:
-            path = line.split(" ")[4].encode().decode("unicode_escape").encode()
-            flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
-            _call("mount", None, path, None, flags, None)
+        fields, _, rest = line.partition(" - ")
+        if rest.split(" ", 1)[0] in KERNEL_FILES:
+            _make_read_only(fields.split(" ")[4].encode().decode("unicode_escape").encode())
+    for path in (b"/proc/sys", b"/proc/sysrq-trigger"):
+        if os.path.exists(path):  # noqa: PTH110 - bytes, for mount(2)
+            _call("mount", path, path, None, MS_BIND | MS_REC, None)
+            _make_read_only(path)
     for folder in hidden:
         if folder.is_dir():
             _call("mount", b"none", str(folder).encode(), b"tmpfs", MS_RDONLY, b"mode=000")
+
+
+def _make_read_only(path: bytes) -> None:
+    flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+    _call("mount", None, path, None, flags, None)

@@ -5,7 +5,7 @@ Started by tests/topology.py in the world's namespace; prints "ready" once every
     TCP 80, 443, 8080   HTTP: "/" tells the address that was asked, "/endless" sends until nobody reads
     TCP 9               takes connections and closes them
     UDP 7, 9000         sends back what comes, from the address that was asked
-    DNS at 192.0.2.54   the first label says how to answer: see odd_answer()
+    DNS at 192.0.2.54, ports 53 and 5353: the first label says how to answer: see odd_answer()
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class StreamServer(socketserver.ThreadingTCPServer):
 
 def main() -> None:
     servers: list[socketserver.BaseServer] = [Web(("::", port), Site) for port in WEB]
-    servers += [DatagramServer((ODD, 53), OddDatagrams), StreamServer((ODD, 53), OddStreams)]
+    servers += [DatagramServer((ODD, port), OddDatagrams) for port in (53, 5353)]
+    servers += [StreamServer((ODD, 53), OddStreams)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     take_and_close()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.network.conftest import REFUSED4, REFUSED6, ZONE
 from tests.network.workload import python
-from tests.topology import ODD
+from tests.topology import DNS4, DNS6, ODD
 
 SITE4, SITE6 = ZONE["example.com"]
 OTHER = "198.51.100.99"  # that no name has
@@ -163,6 +163,33 @@ def test_a_name_behind_an_alias_is_allowed_by_the_name_that_was_asked_for(run):
 def test_the_v4_mapped_form_of_an_address_is_that_address(run):
     code = f"tell([connect('::ffff:{REFUSED4}'), connect('::ffff:' + resolve('example.com'))])"
     assert run(*ALLOW, *python(code)).told == ["EPERM", "connected"]
+
+
+def test_a_resolver_may_be_reached_over_IPv6(lab, run):
+    lab.trust(DNS6)
+    try:
+        got = run(*ALLOW, "curl", "-4sSf", "-m5", "http://example.com/")
+    finally:
+        lab.trust(DNS4)
+    assert got.out == f"{SITE4}\n"
+
+
+def test_a_resolver_may_listen_on_another_port_which_is_then_the_one_that_is_trusted(run):
+    code = f"""
+        tell([connect(ask("www.example.com", {ODD!r}, port=5353)[0])])
+        tell(outcome(lambda: ask("www.example.com", {ODD!r})))
+    """
+    got = run("--resolver", f"{ODD}:5353", "--allow", "*.example.com", "--", *python(code))
+    assert got.out.splitlines() == ['["connected"]', '"EPERM"']
+
+
+@pytest.mark.parametrize("address", ["10.1.0.2", "fd01::2"])
+def test_a_workload_reaches_itself_by_its_own_address(run, address):
+    code = f"""
+        server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        tell(connect({address!r}, server.getsockname()[1]))
+    """
+    assert run("--", *python(code)).told == "connected"
 
 
 def test_loopback_stays_open(run):

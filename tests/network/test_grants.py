@@ -24,7 +24,7 @@ def test_a_grant_lasts_the_longer_of_TTL_and_floor_and_then_the_grace(lab, runni
             got = result(0, *process.communicate(timeout=20))
             first, lasted = got.told
             assert (case, first) == (case, "connected")
-            assert case[3] - 0.2 <= lasted < case[3] + 1, case
+            assert case[3] - 0.2 <= lasted < case[3] + 3, case
             assert got.refusals() == {OLD: "EXPIRED"}
 
 
