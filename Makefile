@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 iputils-ping sudo
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3
 
 PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
@@ -47,14 +47,20 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-# apt-get runs only where something is missing, so that a machine that has it all needs no network.
+# apt-get runs only where something is missing, so that a machine that has it all needs no network. The lab
+# starts its own servers: those that Debian would start are kept from it.
 packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
 packages-run packages-lab packages-tests:
-	@missing=; for p in $(NEEDED); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
-	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -q >/dev/null && \
-	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing >/dev/null; fi
+	@missing=; for p in $(NEEDED); do \
+	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	[ -z "$$missing" ] && exit; echo "installing$$missing"; \
+	if [ ! -e /usr/sbin/policy-rc.d ]; then trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; fi; \
+	apt-get update -q >/dev/null && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing >/dev/null && \
+	case "$$missing" in *unbound*) systemctl disable -q unbound 2>/dev/null || true;; esac
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -221,7 +221,8 @@ class Engine:
             found = self.datapath["asked"].get((workload, turn))
             if found is None:
                 break
-            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found)))  # struct asked is but the key
+            # struct asked is nothing but the question's key.
+            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found)))
             self.datapath["asked"].discard((workload, turn))
         self.datapath["tallies"].discard(workload)
 
