@@ -1,8 +1,9 @@
 /* cgroup.c: the entry points of the cgroup hooks, and the stages in which a DNS message is read.
  *
  * egress, ingress     every packet of every socket below the workloads' cgroup: they decide
- * connect, sendmsg    early and in the caller's context: a refused connect() gets EPERM at once, where a
- *                     dropped SYN would be retried in silence; whose process it is, is noted for the events
+ * connect             early and in the caller's context: a refused connect() gets EPERM at once, where a
+ *                     dropped SYN would be retried in silence
+ * connect, note       (bind and sendmsg) whose socket it is, in which network namespace
  * resolver            at the root of the hierarchy, only where a trusted resolver is on this host: learns
  *                     from the answers that leave the resolver's own socket, since what arrives over
  *                     loopback may be forged
@@ -103,7 +104,7 @@ static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 		reason = RESOLVER;
 	if (!conclude(skb, &who, &p.tuple, s, reason))
 		return DROP;
-	if (reason == RESOLVER && question)
+	if (reason == RESOLVER && question && at_home(&who, s))
 		stage(skb, STAGE_QUESTION, HOOK_EGRESS, p.transport + 8, who.workload);
 	return PASS;
 }
@@ -143,6 +144,8 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 		return conclude(skb, &who, &p.tuple, s, SPOOFED);
 	}
 	answer = p.protocol == IPPROTO_UDP && trusts(&who, &p);
+	if (!at_home(&who, s))
+		return PASS;
 	if (s && (holds(&s->flow, &p.tuple) || recall(s, &who, &p.tuple))) {
 		reason = s->flow.state;
 		if (s->flow.policy != who.policy || s->flow.generation != who.generation)
@@ -300,10 +303,11 @@ int grant(struct __sk_buff *skb)
 	return release_slate(skb);
 }
 
-static __always_inline int note_process(struct socket *s)
+static __always_inline int note_process(struct bpf_sock_addr *ctx, struct socket *s)
 {
 	if (!s)
 		return 0;
+	s->netns = bpf_get_netns_cookie(ctx);
 #ifdef CURRENT_PROCESS
 	s->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
@@ -332,7 +336,7 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 	struct socket *s = storage_of(ctx->sk);
 	enum reason reason;
 
-	note_process(s);
+	note_process(ctx, s);
 	if (ctx->type != SOCK_STREAM || t->protocol != IPPROTO_TCP)
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
 	if (is_loopback(t->remote) || is_unspecified(t->remote) || !find_workload(NULL, &who))
@@ -375,8 +379,8 @@ int connect6(struct bpf_sock_addr *ctx)
 }
 
 /* A datagram that egress drops gives its sender EPERM at once, so that nothing is decided here. */
-int sendmsg(struct bpf_sock_addr *ctx)
+int note(struct bpf_sock_addr *ctx)
 {
-	note_process(storage_of(ctx->sk));
+	note_process(ctx, storage_of(ctx->sk));
 	return PASS;
 }

@@ -93,6 +93,7 @@ struct policy {
 	__u32 flags;
 	__u32 floor;              /* seconds: a grant lasts max(TTL, floor) + grace */
 	__u32 grace;
+	__u64 netns;              /* cookie of the workload's network namespace; 0: not asked */
 };
 
 struct workload {
@@ -215,6 +216,7 @@ struct flow {
 /* What is kept with a socket (and inherited by what a listener accepts). */
 struct socket {
 	struct flow flow;
+	__u64 netns;              /* in which it was bound, connected or sent from */
 	__u32 passive;            /* born of a listener and silent so far */
 	__u32 pid;
 	char comm[16];

@@ -42,9 +42,17 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 			return 0;
 		who->flags = policy->flags;
 		who->generation = policy->generation;
+		who->netns = policy->netns;
 		return 1;
 	}
 	return 0;
+}
+
+/* Whether a socket lives in its workload's network namespace. Who makes one of their own (every user may, in
+ * a user namespace of their own) decides there what a resolver says and what comes in: nothing of it counts. */
+static __always_inline int at_home(const struct subject *who, const struct socket *s)
+{
+	return !who->netns || (s && s->netns == who->netns);
 }
 
 static __always_inline int same_tuple(const struct tuple *a, const struct tuple *b)
@@ -80,13 +88,14 @@ static __always_inline int recognises(struct __sk_buff *skb, const struct flow *
 	u32 ports = *(const u32 *)f->tuple.local_port;
 	u8 *head = (void *)(long)skb->data;
 	u32 *words = (u32 *)head;
+	u16 *halves = (u16 *)head;
 
 	ports = outbound ? ports : ports << 16 | ports >> 16;
 	if ((void *)(long)skb->data_end < (void *)head + 24)
 		return 0;
 	if (head[0] == 0x45)
 		return words[4] == to[3] && words[5] == ports && words[3] == from[3] && head[9] == f->tuple.protocol &&
-		       !((words[1] >> 16) & bpf_htons(0x3fff)) && is_ipv4(f->tuple.local) &&
+		       !(halves[3] & bpf_htons(0x3fff)) && is_ipv4(f->tuple.local) &&
 		       skb->protocol == bpf_htons(IPV4);
 	if ((void *)(long)skb->data_end < (void *)head + 44 || head[0] >> 4 != 6)
 		return 0;
@@ -221,7 +230,7 @@ static __always_inline int answers_listener(struct bpf_sock *sk, struct socket *
 {
 	u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK);
 
-	if (!s || !s->passive)
+	if (!s->passive)
 		return 0;
 	if (flags == (TCP_SYN | TCP_ACK))
 		return sk->state == TCP_STATE_LISTEN || sk->state == TCP_STATE_SYN_RECV;
@@ -233,7 +242,9 @@ static __always_inline int answers_listener(struct bpf_sock *sk, struct socket *
 static __always_inline int answers_inbound(struct bpf_sock *sk, struct socket *s, struct subject *who,
 					   const struct packet *p)
 {
+	if (!at_home(who, s))
+		return 0;
 	if (p->tuple.protocol != IPPROTO_TCP)
 		return came_in(who, &p->tuple);
-	return sk && answers_listener(sk, s, p);
+	return sk && s && answers_listener(sk, s, p);
 }

@@ -48,8 +48,10 @@ HOOKS = {
     "egress": Hook("egress", SKB, 1),
     "connect4": Hook("connect4", ADDRESS, 10),
     "connect6": Hook("connect6", ADDRESS, 11),
-    "sendmsg4": Hook("sendmsg", ADDRESS, 14),
-    "sendmsg6": Hook("sendmsg", ADDRESS, 15),
+    "bind4": Hook("note", ADDRESS, 8),
+    "bind6": Hook("note", ADDRESS, 9),
+    "sendmsg4": Hook("note", ADDRESS, 14),
+    "sendmsg6": Hook("note", ADDRESS, 15),
     "resolver": Hook("resolver", SKB, 1),
 }
 STAGES = ("question", "answer", "records", "grant")  # in the order of enum stage

@@ -18,6 +18,7 @@ struct subject {
 	u64 workload;
 	u64 socket;               /* cookie */
 	u64 peer;
+	u64 netns;
 	u32 policy;
 	u32 flags;
 	u32 generation;

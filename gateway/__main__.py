@@ -145,10 +145,9 @@ def _add_policy(commands: Any) -> None:
 
 
 def _seconds(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
-    return value
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: write 60")
+    return int(text)
 
 
 class _Version(argparse.Action):
@@ -174,7 +173,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     from gateway.engine import Options
     from gateway.records import Egress
     from gateway.run import Request, run
-    from routing.own import own_addresses
+    from routing.own import namespace_cookie, own_addresses
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -196,6 +195,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     options = Options(
         resolvers=tuple(trusted),
         own=tuple(own_addresses()),
+        netns=namespace_cookie(),
         trace=True,
         floor=arguments.floor,
         grace=arguments.grace,
@@ -369,7 +369,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
     except (UsageError, BadAllowError, CgroupError, OSError) as error:
         return wrong(*str(error).splitlines())
     except Exception as error:
-        if type(error).__name__ in ("EngineError", "DatapathError", "BadResolverError"):
+        if type(error).__name__ in ("EngineError", "DatapathError", "BadResolverError", "PrivilegeError"):
             return wrong(str(error))
         raise
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 
+from gateway.addresses import BadAddressError, parse_address_or_network
 from gateway.names import BadNameError, parse
 from gateway.records import Block, Egress, Ports, Rule
 
 PORT = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?(/(?P<protocol>tcp|udp|sctp))?", re.IGNORECASE)
+LIKE_AN_ADDRESS = re.compile(r"[0-9.]+(/.*)?|[0-9a-f.]*:[0-9a-f:.]*([%/].*)?", re.IGNORECASE)
 
 
 class BadAllowError(ValueError):
@@ -20,23 +21,16 @@ def rule(text: str) -> Rule:
 
     Without a port: every port and protocol; with one: TCP, unless it says /udp or /sctp.
     """
-    host, port = _split(text)
     try:
+        host, port = _split(text)
         ports = (_ports(text, port),) if port is not None else ()
+        if LIKE_AN_ADDRESS.fullmatch(host):
+            return Rule(blocks=(Block(parse_address_or_network(host)),), ports=ports)
+        return Rule(domains=(parse(host),), ports=ports)
     except BadAllowError as error:
         raise BadAllowError(f"--allow {error}") from None
-    try:
-        network = ipaddress.ip_network(host)
-    except ValueError:
-        pass
-    else:
-        return Rule(blocks=(Block(network),), ports=ports)
-    if "/" in host:
-        raise BadAllowError(f"--allow {text}: {host!r} is no CIDR{_host_bits(host)}")
-    try:
-        return Rule(domains=(parse(host),), ports=ports)
-    except BadNameError as error:
-        raise BadAllowError(f"--allow {text}: {error}") from None
+    except (BadAddressError, BadNameError) as error:
+        raise BadAllowError(f"--allow {text}: {error.wrong}; {error.mend}") from None
 
 
 def egress(texts: list[str], audit: bool) -> Egress:
@@ -54,8 +48,10 @@ def egress(texts: list[str], audit: bool) -> Egress:
 
 def _split(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, rest[1:] if rest.startswith(":") else None
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not host or (rest and not rest.startswith(":")):
+            raise BadAllowError(f"{text}: write [2001:db8::1]:443, or 2001:db8::1 without a port")
+        return host, rest[1:] if rest else None
     if text.count(":") == 1:
         host, port = text.split(":")
         return host, port
@@ -70,13 +66,6 @@ def _ports(text: str, port: str) -> Ports:
         if 1 <= first <= last <= 65535:
             return Ports((match["protocol"] or "tcp").upper(), first, last)
     raise BadAllowError(f"{text}: {port!r} is no port: write 443, 8000-8080 or 53/udp (1 to 65535)")
-
-
-def _host_bits(host: str) -> str:
-    try:
-        return f": write {ipaddress.ip_network(host, strict=False)}"
-    except ValueError:
-        return ": write 192.0.2.0/24 or 2001:db8::/32"
 
 
 def destination(text: str) -> tuple[str, int | None, str]:

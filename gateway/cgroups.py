@@ -19,12 +19,16 @@ class CgroupError(Exception):
     """The hierarchy can't be used; the message says what to do."""
 
 
-def find_mount(kind: str, mounts: str) -> Path | None:
-    """The first mount point of a file system type in the text of /proc/self/mountinfo (proc(5))."""
+def find_mount(kind: str, mounts: str, whole: bool = False) -> Path | None:
+    """The first mount point of a file system type in the text of /proc/self/mountinfo (proc(5)).
+
+    `whole`: only one that shows the file system from its root on.
+    """
     for line in mounts.splitlines():
         fields, _, rest = line.partition(" - ")
-        if rest.split(" ", 1)[0] == kind:
-            return Path(fields.split(" ")[4].encode().decode("unicode_escape"))
+        _id, _parent, _device, root, point = fields.split(" ")[:5]
+        if rest.split(" ", 1)[0] == kind and (root == "/" or not whole):
+            return Path(point.encode().decode("unicode_escape"))
     return None
 
 
@@ -34,7 +38,7 @@ def mounts() -> str:
 
 def hierarchy() -> Path:
     """The mount point of cgroup v2."""
-    found = find_mount("cgroup2", mounts())
+    found = find_mount("cgroup2", mounts(), whole=True) or find_mount("cgroup2", mounts())
     if found is None:
         raise CgroupError("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup")
     return found
@@ -45,8 +49,13 @@ def cgroup_id(path: Path) -> int:
 
 
 def levels(root: Path, below: int) -> tuple[int, int]:
-    """(shallowest, deepest) levels at which `root` and `below` levels under it lie."""
-    if Path("/proc/self/ns/cgroup").stat().st_ino != INITIAL_NAMESPACE:
+    """(shallowest, deepest) levels at which `root` and `below` levels under it lie.
+
+    Where the path does not tell (a cgroup namespace, a mount of a part), all that are looked at; a workload
+    that lies deeper still is found out by Engine.admit, which tries.
+    """
+    is_initial = Path("/proc/self/ns/cgroup").stat().st_ino == INITIAL_NAMESPACE
+    if not is_initial or find_mount("cgroup2", mounts(), whole=True) is None:
         return 1, DEEPEST
     depth = len(root.relative_to(hierarchy()).parts)
     return depth, depth + below

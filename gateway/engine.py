@@ -12,8 +12,10 @@ Rules this file obeys:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,10 +31,13 @@ from bpf.datapath import Datapath
 from bpf.events import Address, address, pack_address
 from gateway import cgroups, place, tables
 from gateway.policy import Policy, describe
+from gateway.privileges import enter_new_network
 from gateway.resolvers import Resolver
 
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 RING_BYTES = 1 << 20
+LINGER = 180  # seconds that an ended workload's sockets may need to say what they still have (tcp(7))
+NOWHERE = ("192.0.2.1", 9)  # RFC 5737
 POLICY_TABLES = ("names", "prefixes", "rules", "services", "single_services", "grants", "resolvers", "own")
 
 
@@ -46,6 +51,7 @@ class Options:
 
     resolvers: tuple[Resolver, ...] = ()
     own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
+    netns: int = 0  # and its cookie; 0: not asked
     trace: bool = False
     floor: int = FLOOR
     grace: int = GRACE
@@ -96,7 +102,11 @@ class Engine:
     # ---- Workloads --------------------------------------------------------------------------------------
 
     def admit(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Admitted:
-        """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns."""
+        """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns.
+
+        Before anything is opened, a process in the closed cgroup tries to connect: where that is not refused,
+        the kernel does not see the cgroup where we think it is, and nothing is started.
+        """
         if policy.only_allowed_names:
             raise EngineError(
                 "spec.dns.onlyAllowedNames is not enforced by this version: remove it, or the questions that "
@@ -108,9 +118,12 @@ class Engine:
             cgroup.mkdir()
             identity = cgroups.cgroup_id(cgroup)
             number = self._free_number()
-            about = {**about, "name": name, "policy": number, "cgroup": identity}
-            os.pwrite(state, orjson.dumps({**about, **_describe(policy, options)}), 0)
+            about = {**about, "name": name, "policy": number, "cgroup": identity, "ended": None}
             try:
+                write_state(state, {**about, **_describe(policy, options)})
+                self._purge(number)
+                self.datapath["workloads"][identity] = (0,)
+                check_refused(cgroup)
                 wanted = tables.compile(policy, number)
                 ring = kernel.create_ring(RING_BYTES)
                 self.datapath["events"][number] = ring
@@ -118,7 +131,7 @@ class Engine:
                 self.datapath["workloads"][identity] = (number,)
             except BaseException:
                 os.close(state)
-                self._remove(name)
+                self._remove(name, number)
                 raise
         return Admitted(name, cgroup, number, ring, state, wanted.problems)
 
@@ -134,15 +147,29 @@ class Engine:
             self.datapath["events"].discard(admitted.number)
             os.close(admitted.state)
             if not cgroups.is_populated(admitted.cgroup):
-                self._remove(admitted.name)
+                self._end(admitted.name)
         return left
 
     def tidy(self) -> None:
-        """Removes workloads whose owner is gone and in which nothing runs any more, and what is over."""
+        """Ends workloads whose owner is gone and in which nothing runs any more; removes those long ended."""
         for path in self.place.run.glob("*.json"):
-            if not is_owned(path) and not cgroups.is_populated(self.place.cgroup / path.stem):
-                with suppress(OSError):  # one that can't be removed must not stop the others, nor the start
-                    self._remove(path.stem)
+            with suppress(OSError):  # one that can't be removed must not stop the others, nor the start
+                if not is_owned(path) and not cgroups.is_populated(self.place.cgroup / path.stem):
+                    self._end(path.stem)
+
+    def _end(self, name: str) -> None:
+        """The cgroup goes at once. The policy stays for LINGER: what the command left in its sockets is still
+        on its way, and they still carry the cgroup's id."""
+        path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
+        state, now = read_state(path), time.clock_gettime(time.CLOCK_BOOTTIME)
+        if cgroup.is_dir():
+            remove_cgroup(cgroup)
+        if state is None or (state["ended"] is not None and not 0 <= now - state["ended"] < LINGER):
+            self._remove(name, None if state is None else int(state["policy"]))
+        elif state["ended"] is None:
+            fd = os.open(path, os.O_RDWR)
+            write_state(fd, {**state, "ended": now})
+            os.close(fd)
 
     def counters(self, number: int) -> dict[str, int]:
         """Packets by reason, of one policy since its number was given out."""
@@ -197,22 +224,25 @@ class Engine:
             flags,
             options.floor,
             options.grace,
+            options.netns,
         )
 
     def _trust(self, number: int, resolver: Resolver) -> None:
         key = (pack_address(resolver.address), number, resolver.port.to_bytes(2, "big"))
         self.datapath["resolvers"][key] = 1
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, number: int | None) -> None:
         path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
         state = read_state(path)
+        identity = int(state["cgroup"]) if state else None
         if cgroup.is_dir():
-            self.datapath["workloads"].discard(cgroups.cgroup_id(cgroup))
+            identity = cgroups.cgroup_id(cgroup)
             remove_cgroup(cgroup)
-        if state:
-            self.datapath["workloads"].discard(int(state["cgroup"]))
-            self._forget_questions(int(state["cgroup"]))
-            self._purge(int(state["policy"]))
+        if identity is not None:
+            self.datapath["workloads"].discard(identity)
+            self._forget_questions(identity)
+        if number is not None:
+            self._purge(number)
         path.unlink(missing_ok=True)
         self._forget_local_resolvers()
 
@@ -229,7 +259,7 @@ class Engine:
     def _purge(self, number: int) -> None:
         """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
         before = self.datapath["policies"][number]
-        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0)
+        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
         for name in POLICY_TABLES:
             table = self.datapath[name]
             for raw in list(table.raw_keys()):
@@ -285,6 +315,40 @@ def _describe(policy: Policy, options: Options) -> dict[str, Any]:
         "resolvers": [str(resolver) for resolver in options.resolvers],
         "local_resolvers": [f"{r.address} {r.port}" for r in options.resolvers if r.is_local],
     }
+
+
+def write_state(fd: int, state: dict[str, Any]) -> None:
+    """All of it, or an error: what is cut short can't be tidied up after."""
+    data = orjson.dumps(state)
+    if os.pwrite(fd, data, 0) != len(data):
+        raise EngineError("the workload's state could not be written: is the file system of /run full?")
+    os.ftruncate(fd, len(data))
+
+
+def check_refused(cgroup: Path) -> None:
+    """Raises :class:`EngineError` where a process in a closed cgroup is not refused to connect.
+
+    It tries in a network namespace without a way out, so that nothing can leave whatever happens.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(_try_to_connect(cgroup))
+    _pid, status = os.waitpid(child, 0)
+    if status:
+        raise EngineError(
+            "the kernel does not see this cgroup where it should be (a container, or a mount of a part of "
+            "the hierarchy): nothing would be enforced, so nothing is started"
+        )
+
+
+def _try_to_connect(cgroup: Path) -> int:
+    try:
+        cgroups.join(cgroup)
+        enter_new_network()
+        with socket.socket() as probe:
+            return 0 if probe.connect_ex(NOWHERE) == errno.EPERM else 1
+    except OSError:
+        return 1
 
 
 def read_state(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ Every folder carries the instance's name, so that two (a test and the real one, 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gateway import cgroups
 
 DEFAULT = "skouter"
 BPFFS = Path("/sys/fs/bpf")
+INSTANCE = re.compile(r"skouter(-[A-Za-z0-9_-]+)?")  # never the name of somebody else's folder
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Place:
 def find(name: str | None = None) -> Place:
     """The instance called `name`, by default $SKOUTER_INSTANCE or "skouter"."""
     name = name or os.environ.get("SKOUTER_INSTANCE") or DEFAULT
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise cgroups.CgroupError(f"instance {name!r}: use letters, digits, '-' and '_' only")
+    if not INSTANCE.fullmatch(name):
+        raise cgroups.CgroupError(
+            f"instance {name!r}: write skouter, or skouter- and letters, digits, '-', '_'"
+        )
     bpffs = cgroups.find_mount("bpf", cgroups.mounts()) or BPFFS
     return Place(name, bpffs, cgroups.hierarchy(), Path("/run") / name)
 

@@ -32,12 +32,16 @@ DROPPED = {
     "CHECKPOINT_RESTORE": 40,
 }
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
-CLONE_NEWNS = 0x20000
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 KERNEL_FILES = ("cgroup", "cgroup2", "sysfs", "debugfs", "tracefs", "securityfs", "configfs")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_SLAVE = 16384, 1 << 19
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class PrivilegeError(Exception):
+    """Whom to run as is not to be found out."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ def invoking_user() -> User:
         uid = str(pwd.getpwnam(os.environ["DOAS_USER"]).pw_uid)
     if os.geteuid() != 0 or uid is None or uid == "0":
         return User(os.getuid(), os.getgid())
-    entry = pwd.getpwuid(int(uid))
+    try:
+        entry = pwd.getpwuid(int(uid))
+    except (KeyError, ValueError):
+        raise PrivilegeError(f"SUDO_UID is {uid!r}, which is no user here: unset it to run as root") from None
     return User(entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir)
 
 
@@ -82,6 +89,11 @@ def confine(user: User, cgroup: Path, hidden: tuple[Path, ...]) -> Callable[[], 
         _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
     return confined
+
+
+def enter_new_network() -> None:
+    """A network namespace of this process's own, with nothing in it."""
+    _call("unshare", CLONE_NEWNET)
 
 
 def environment(user: User) -> dict[str, str]:

@@ -33,6 +33,11 @@ class Told(Protocol):
     def name(self) -> str: ...
 
 
+def printable(text: str) -> str:
+    """What a workload chose (its process's name, say) must not write to somebody's terminal as it likes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where packets went: the name that its address was last answered for, if any."""
@@ -46,7 +51,7 @@ class Destination:
     def __str__(self) -> str:
         host = f"{self.name} ({self.address})" if self.name else self.address
         port = f" {self.protocol} {self.port}" if self.protocol in WITH_PORTS else f" {self.protocol}"
-        return host + port + (f" by {self.process}" if self.process else "")
+        return printable(host + port + (f" by {self.process}" if self.process else ""))
 
 
 @dataclass
@@ -95,7 +100,7 @@ class Report:
         found = [f"reached  {at}{_times(n)}" for at, n in self.reached.items()]
         found += [f"{verb}  {at}{_times(n)}: {sentences[why]}" for (at, why), n in self.refused.items()]
         found += [
-            f"not learned  {name or 'a name'} has the address {address}, which DNS may not teach"
+            f"not learned  {printable(name) or 'a name'} has the address {address}, which DNS may not teach"
             for address, name in self.never.items()
         ]
         return found

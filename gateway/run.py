@@ -27,12 +27,12 @@ from bpf.events import SENTENCES, decode
 from gateway import place
 from gateway.engine import Admitted, Engine, Options
 from gateway.policy import Policy
-from gateway.privileges import confine, environment, invoking_user
+from gateway.privileges import User, confine, environment, invoking_user
 from gateway.report import Report
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
 FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
-NOT_EXECUTABLE, NOT_FOUND = 126, 127  # POSIX shell, 2.8.2
+CANNOT_WRITE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127  # POSIX shell, 2.8.2
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,31 @@ class Request:
 
 def run(request: Request, where: place.Place) -> int:
     """The exit status for the caller; a command that a signal ended ends this process by the same signal."""
+    user = invoking_user()
     engine = Engine(where)
     for layout in other_layouts(where.pins):
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
-    about = {"kind": "command", "command": request.command, "pid": os.getpid()}
+    about = {"kind": "command", "command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
     admitted = engine.admit(name, request.policy, request.options, about)
     report = Report()
     lost, left = 0, []
     try:
         for problem in admitted.problems:
             say(problem)
-        status = trio.run(_supervise, request, admitted, report, (where.pins, where.run))
+        status = trio.run(_supervise, request, user, admitted, report, (where.pins, where.run))
     finally:
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
         left = engine.dismiss(admitted)
         engine.close()
-    _tell(request, report, lost, left)
-    return _pass_on(status)
+    learned = _tell(request, report, lost, left)
+    return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-async def _supervise(request: Request, admitted: Admitted, report: Report, hidden: tuple[Path, ...]) -> int:
+async def _supervise(
+    request: Request, user: User, admitted: Admitted, report: Report, hidden: tuple[Path, ...]
+) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
-    user = invoking_user()
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
     with trio.open_signal_receiver(*FORWARDED, *FROM_TERMINAL) as signals:
         try:
@@ -112,23 +114,27 @@ async def _forward(signals: AsyncIterator[int], process: trio.Process) -> None:
             process.send_signal(number)
 
 
-def _tell(request: Request, report: Report, lost: int, left: list[int]) -> None:
+def _tell(request: Request, report: Report, lost: int, left: list[int]) -> bool:
+    """Whether everything that was asked for could be told."""
     if left:
         say(f"still running and still held to the policy: {', '.join(map(str, left))}")
     if request.summary == "json":
-        sys.stderr.buffer.write(orjson.dumps({**report.as_json(), "lost": lost}) + b"\n")
+        say(orjson.dumps({**report.as_json(), "lost": lost}).decode(), prefix="")
     elif request.summary == "human":
         for line in report.lines(SENTENCES, request.policy.audit):
             say(line)
         if lost:
             say(f"{lost} events came too fast to be told; the counts above are too low")
-    if request.learn is not None:
-        _write_as_user(request.learn, report.policy("learned"))
+    if request.learn is None:
+        return True
+    written = _write_as_user(request.learn, report.policy("learned"))
+    if written:
         say(f"the policy that would have sufficed: {request.learn}")
+    return written
 
 
-def _write_as_user(path: Path, text: str) -> None:
-    """As the invoking user, so that nobody gets root to write where they may not."""
+def _write_as_user(path: Path, text: str) -> bool:
+    """As the invoking user, so that nobody gets root to write where they may not; whether it went well."""
     user = invoking_user()
     child = os.fork()
     if child == 0:
@@ -142,15 +148,13 @@ def _write_as_user(path: Path, text: str) -> None:
             say(f"{path}: {error.strerror}")
             os._exit(1)
         os._exit(0)
-    os.waitpid(child, 0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _pass_on(status: int) -> int:
     if status >= 0:
         return status
     number = -status
-    sys.stdout.flush()
-    sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -158,5 +162,7 @@ def _pass_on(status: int) -> int:
     return 128 + number  # not reached, unless the signal is blocked
 
 
-def say(text: str) -> None:
-    print(f"skouter: {text}", file=sys.stderr, flush=True)
+def say(text: str, prefix: str = "skouter: ") -> None:
+    """A line on stderr; where that is closed, nowhere."""
+    if sys.stderr is not None:
+        print(prefix + text, file=sys.stderr, flush=True)

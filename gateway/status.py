@@ -14,6 +14,7 @@ from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.engine import EngineError, is_owned, read_state
 from gateway.place import Place
+from gateway.report import printable
 
 
 def collect(where: Place) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def collect(where: Place) -> dict[str, Any]:
         found["workloads"] = [
             _workload(loaded, where, path, state)
             for path in sorted(where.run.glob("*.json"))
-            if (state := read_state(path))
+            if (state := read_state(path)) and state["ended"] is None
         ]
     finally:
         loaded.close()
@@ -91,9 +92,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         held = "enforced" if workload["enforced"] else "NOT ENFORCED"
         watched = "" if workload["watched"] else ", its skouter is gone"
         out.append(f"{workload['kind']} {workload['name']}: {workload['mode']}, {held}{watched}")
-        out.append(
-            f"  {' '.join(workload['command'])} (pids {', '.join(map(str, workload['processes'])) or 'none'})"
-        )
+        pids = ", ".join(map(str, workload["processes"])) or "none"
+        out.append(f"  {printable(' '.join(workload['command']))} (pids {pids})")
         out += [f"  allows {rule}" for rule in workload["rules"]] or ["  allows nothing"]
         out.append(f"  trusts DNS from {', '.join(workload['resolvers'])}")
         out += [

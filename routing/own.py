@@ -1,14 +1,28 @@
-"""Which addresses this network namespace has (proc(5): net/fib_trie, net/if_inet6)."""
+"""What this network namespace is: its addresses (proc(5): net/fib_trie, net/if_inet6) and its cookie."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LOCAL = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n +/32 host LOCAL")
+
+
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+
+
+def namespace_cookie() -> int:
+    """The number by which BPF knows this network namespace; 0 where the kernel can't say."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return 0
 
 
 def own_addresses() -> list[Address]:

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-from bpf.datapath import Datapath
-from gateway import place
 from tests.topology import TOOLS, Lab, end
 
 HERE = Path(__file__).parent
@@ -138,15 +136,6 @@ def status(lab: Lab) -> Callable[..., dict[str, Any]]:
         return dict(json.loads(done.stdout))
 
     return ask
-
-
-@pytest.fixture
-def tables(lab: Lab, run: Callable[..., Result]) -> Iterator[Datapath]:
-    """The kernel's tables of the lab's instance."""
-    run("--", "true")
-    opened = Datapath(place.find(lab.instance).pins)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="session")

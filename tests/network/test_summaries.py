@@ -9,7 +9,7 @@ import yaml
 
 from tests.network.conftest import REFUSED4, ZONE
 from tests.network.workload import python
-from tests.topology import SKOUTER
+from tests.topology import ODD, SKOUTER
 
 SITE4, SITE6 = ZONE["example.com"]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "egress.yaml"
@@ -86,3 +86,42 @@ def test_the_example_policy_holds_for_the_workload_that_its_labels_select(run):
     policy = ("--policy", EXAMPLE, "--workload", "app=web", "--")
     assert run(*policy, "curl", "-4sSf", "http://example.com/").status == 0
     assert run(*policy, "curl", "-4sSf", "http://example.com:8080/").refusals() == {SITE4: "PORT_NOT_ALLOWED"}
+
+
+# ---- What a workload writes into it ---------------------------------------------------------------------
+
+FORGED = "x\nskouter: reached  everything\x1b[2J"
+
+
+def is_harmless(text):
+    lines = text.split("\n")
+    return all(line.isprintable() and not line.startswith("skouter: reached") for line in lines)
+
+
+def test_ATTACK_arguments_that_forge_lines_of_status(lab, running):
+    with running("--", "sh", "-c", "echo started; read x", FORGED) as process:
+        process.stdout.readline()
+        seen = subprocess.run(lab.skouter("status"), capture_output=True, text=True, check=True).stdout
+    assert is_harmless(seen)
+
+
+def test_ATTACK_a_process_name_that_forges_lines_of_the_summary(run):
+    """comm, which any process may set: 15 bytes (PR_SET_NAME, prctl(2))."""
+    code = f"ctypes.CDLL(None).prctl(15, b'x\\n\\x1b[2J'); connect({REFUSED4!r})"
+    assert is_harmless(run("-o", "human", "--", *python(code)).said)
+
+
+def test_ATTACK_a_name_that_forges_lines_of_the_summary(run):
+    """A label of a question may hold any byte."""
+    code = f"""
+        question = DNSRecord.question("www.silly.test")
+        packed = question.pack().replace(b"silly", b"x\\n\\x1b[m")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(2)
+        sock.sendto(packed, ({ODD!r}, 53))
+        tell(len(sock.recv(500)))
+        connect("198.51.100.54")
+    """
+    got = run("-o", "human", "--resolver", ODD, "--", *python(code))
+    assert "198.51.100.54" in got.said
+    assert is_harmless(got.said)
