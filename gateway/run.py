@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 import resource
+import selectors
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import SubprocessError
 
 import orjson
-import trio
 
 from bpf import kernel
 from bpf.datapath import other_layouts
@@ -60,7 +61,7 @@ def run(request: Request, where: place.Place) -> int:
     try:
         for problem in admitted.problems:
             say(problem)
-        status = trio.run(_supervise, request, user, admitted, report, (where.pins, where.run))
+        status = _supervise(request, user, admitted, report, (where.pins, where.run))
     finally:
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
         left = engine.dismiss(admitted)
@@ -69,49 +70,66 @@ def run(request: Request, where: place.Place) -> int:
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-async def _supervise(
+def _supervise(
     request: Request, user: User, admitted: Admitted, report: Report, hidden: tuple[Path, ...]
 ) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
-    with trio.open_signal_receiver(*FORWARDED, *FROM_TERMINAL) as signals:
-        try:
-            process = await trio.lowlevel.open_process(
-                request.command,
-                env=environment(user),
-                preexec_fn=confine(user, admitted.cgroup, hidden),
-            )
-        except FileNotFoundError:
-            say(f"{request.command[0]}: command not found")
-            return NOT_FOUND
-        except OSError as error:
-            say(f"{request.command[0]}: {error.strerror}")
-            return NOT_EXECUTABLE
-        except SubprocessError:
-            say("the command could not be confined, so it was not started: run it outside of a container")
-            return NOT_EXECUTABLE
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, ring)
-            nursery.start_soon(_forward, signals, process)
-            status = await process.wait()
-            nursery.cancel_scope.cancel()
-    ring.consume()
-    ring.close()
-    return int(status)
-
-
-async def _watch(ring: kernel.Ring) -> None:
-    while True:
-        await trio.lowlevel.wait_readable(ring.fileno())
+    try:
+        process = subprocess.Popen(
+            request.command,
+            env=environment(user),
+            preexec_fn=confine(user, admitted.cgroup, hidden),
+        )
+        with _forwarding(process):
+            status = _wait(process, ring)
         ring.consume()
+        return status
+    except FileNotFoundError:
+        say(f"{request.command[0]}: command not found")
+        return NOT_FOUND
+    except OSError as error:
+        say(f"{request.command[0]}: {error.strerror}")
+        return NOT_EXECUTABLE
+    except subprocess.SubprocessError:
+        say("the command could not be confined, so it was not started: run it outside of a container")
+        return NOT_EXECUTABLE
+    finally:
+        ring.close()
 
 
-async def _forward(signals: AsyncIterator[int], process: trio.Process) -> None:
+def _wait(process: subprocess.Popen[bytes], ring: kernel.Ring) -> int:
+    """No event loop of a library: what there is to wait for is two descriptors, and starting one takes longer
+    than most commands (pidfd_open(2))."""
+    end = os.pidfd_open(process.pid)
+    try:
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(end, selectors.EVENT_READ)
+            waiting.register(ring, selectors.EVENT_READ)
+            while end not in [key.fd for key, _events in waiting.select()]:
+                ring.consume()
+        return process.wait()
+    finally:
+        os.close(end)
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Signals go on to the command, except those that the caller ignores: the command does so too."""
     # A terminal sends its signals to the whole foreground process group, the command included.
-    own = FROM_TERMINAL if sys.stdin is not None and sys.stdin.isatty() else ()
-    async for number in signals:
-        if number not in own:
+    from_terminal = FROM_TERMINAL if sys.stdin is not None and sys.stdin.isatty() else ()
+
+    def forward(number: int, _frame: object) -> None:
+        if number not in from_terminal:
             process.send_signal(number)
+
+    taken = [n for n in (*FORWARDED, *FROM_TERMINAL) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(request: Request, report: Report, lost: int, left: list[int]) -> bool:
