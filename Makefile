@@ -40,7 +40,7 @@ uninstall:
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[lab]'
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
