@@ -253,16 +253,16 @@ def do_status(arguments: argparse.Namespace) -> int:
 
 
 def do_off(arguments: argparse.Namespace) -> int:
-    from gateway import engine, place
+    from gateway import place, removal
 
-    gone = engine.off(place.find())
+    gone = removal.off(place.find())
     return _told(arguments, "detached", gone, "nothing was attached")
 
 
 def do_uninstall(arguments: argparse.Namespace) -> int:
-    from gateway import engine, place
+    from gateway import place, removal
 
-    gone = engine.uninstall(place.find())
+    gone = removal.uninstall(place.find())
     return _told(arguments, "removed", gone, "nothing was there")
 
 

@@ -8,6 +8,7 @@ is not at /sys/fs/cgroup.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # The initial cgroup namespace's inode (linux/proc_ns.h): only there does a path tell a cgroup's level.
@@ -81,3 +82,13 @@ def join(path: Path, pid: int = 0) -> None:
     """Moves a process (0: this one) into the cgroup."""
     with os.fdopen(os.open(path / "cgroup.procs", os.O_WRONLY), "w") as procs:
         procs.write(f"{pid}\n")
+
+
+def remove_cgroup(path: Path) -> None:
+    """A cgroup, its children first; processes in it move to the hierarchy's root (after `off` only)."""
+    for child in [child for child in path.iterdir() if child.is_dir()]:
+        remove_cgroup(child)
+    for pid in processes(path):
+        with suppress(OSError):
+            join(hierarchy(), pid)
+    path.rmdir()

@@ -12,18 +12,13 @@ Rules this file obeys:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from bpf import datapath, kernel
 from bpf.contract import contract
@@ -31,18 +26,14 @@ from bpf.datapath import Datapath
 from bpf.events import Address, address, pack_address
 from gateway import cgroups, place, tables
 from gateway.policy import Policy, describe
-from gateway.privileges import enter_new_network
+from gateway.probe import check_refused
 from gateway.resolvers import Resolver
+from gateway.states import EngineError, is_owned, locked, read_state, states, write_state
 
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 RING_BYTES = 1 << 20
 LINGER = 180  # seconds that an ended workload's sockets may need to say what they still have (tcp(7))
-NOWHERE = ("192.0.2.1", 9)  # RFC 5737
 POLICY_TABLES = ("names", "prefixes", "rules", "services", "single_services", "grants", "resolvers", "own")
-
-
-class EngineError(Exception):
-    """The engine can't do this here; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +58,6 @@ class Admitted:
     ring: int
     state: int  # descriptor of the locked state file: whoever holds the lock owns the workload
     problems: tuple[str, ...]
-
-
-@contextmanager
-def locked(where: place.Place) -> Iterator[None]:
-    where.run.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with where.lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
 
 
 class Engine:
@@ -163,7 +146,7 @@ class Engine:
         path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
         state, now = read_state(path), time.clock_gettime(time.CLOCK_BOOTTIME)
         if cgroup.is_dir():
-            remove_cgroup(cgroup)
+            cgroups.remove_cgroup(cgroup)
         if state is None or (state["ended"] is not None and not 0 <= now - state["ended"] < LINGER):
             self._remove(name, None if state is None else int(state["policy"]))
         elif state["ended"] is None:
@@ -237,7 +220,7 @@ class Engine:
         identity = int(state["cgroup"]) if state else None
         if cgroup.is_dir():
             identity = cgroups.cgroup_id(cgroup)
-            remove_cgroup(cgroup)
+            cgroups.remove_cgroup(cgroup)
         if identity is not None:
             self.datapath["workloads"].discard(identity)
             self._forget_questions(identity)
@@ -304,9 +287,6 @@ def len_reasons() -> int:
     return contract().constant("REASONS")
 
 
-# ---- What is written for people -------------------------------------------------------------------------
-
-
 def _describe(policy: Policy, options: Options) -> dict[str, Any]:
     return {
         "mode": "Audit" if policy.audit else "Enforce",
@@ -315,102 +295,3 @@ def _describe(policy: Policy, options: Options) -> dict[str, Any]:
         "resolvers": [str(resolver) for resolver in options.resolvers],
         "local_resolvers": [f"{r.address} {r.port}" for r in options.resolvers if r.is_local],
     }
-
-
-def write_state(fd: int, state: dict[str, Any]) -> None:
-    """All of it, or an error: what is cut short can't be tidied up after."""
-    data = orjson.dumps(state)
-    if os.pwrite(fd, data, 0) != len(data):
-        raise EngineError("the workload's state could not be written: is the file system of /run full?")
-    os.ftruncate(fd, len(data))
-
-
-def check_refused(cgroup: Path) -> None:
-    """Raises :class:`EngineError` where a process in a closed cgroup is not refused to connect.
-
-    It tries in a network namespace without a way out, so that nothing can leave whatever happens.
-    """
-    child = os.fork()
-    if child == 0:
-        os._exit(_try_to_connect(cgroup))
-    _pid, status = os.waitpid(child, 0)
-    if status:
-        raise EngineError(
-            "the kernel does not see this cgroup where it should be (a container, or a mount of a part of "
-            "the hierarchy): nothing would be enforced, so nothing is started"
-        )
-
-
-def _try_to_connect(cgroup: Path) -> int:
-    try:
-        cgroups.join(cgroup)
-        enter_new_network()
-        with socket.socket() as probe:
-            return 0 if probe.connect_ex(NOWHERE) == errno.EPERM else 1
-    except OSError:
-        return 1
-
-
-def read_state(path: Path) -> dict[str, Any] | None:
-    """None for a file that is half written: its owner died in the midst."""
-    try:
-        return dict(orjson.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return None
-
-
-def states(where: place.Place) -> list[dict[str, Any]]:
-    found = (read_state(path) for path in sorted(where.run.glob("*.json")))
-    return [state for state in found if state]
-
-
-def is_owned(path: Path) -> bool:
-    """Whether the process that admitted the workload is still there: it holds the file's lock."""
-    try:
-        with path.open() as held:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-# ---- Taking everything away -----------------------------------------------------------------------------
-
-
-def off(where: place.Place) -> list[str]:
-    """Break-glass: detaches every program at once; needs no agent and no tables. What was detached."""
-    gone = []
-    for cgroup in (where.cgroup, where.hierarchy):
-        if cgroup.is_dir():
-            gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
-    return gone
-
-
-def uninstall(where: place.Place) -> list[str]:
-    """Everything: programs, tables, cgroups, files under /run. What was removed, in words."""
-    gone = off(where)
-    for path in (where.pins, where.run):
-        if path.exists():
-            gone.append(str(path))
-            datapath.unpin(path)
-    if where.cgroup.is_dir():
-        for child in where.cgroup.iterdir():
-            if child.is_dir():
-                remove_cgroup(child)
-        with suppress(OSError):
-            remove_cgroup(where.cgroup)
-            gone.append(str(where.cgroup))
-    return gone
-
-
-def remove_cgroup(path: Path) -> None:
-    """A cgroup, its children first; processes in it move to the hierarchy's root (after `off` only)."""
-    children: Iterable[Path] = [child for child in path.iterdir() if child.is_dir()]
-    for child in children:
-        remove_cgroup(child)
-    for pid in cgroups.processes(path):
-        with suppress(OSError):
-            cgroups.join(cgroups.hierarchy(), pid)
-    path.rmdir()

@@ -12,9 +12,9 @@ from bpf.datapath import Datapath
 from bpf.events import address
 from bpf.load import DatapathError
 from gateway import cgroups
-from gateway.engine import EngineError, is_owned, read_state
 from gateway.place import Place
 from gateway.report import printable
+from gateway.states import EngineError, is_owned, read_state
 
 
 def collect(where: Place) -> dict[str, Any]:

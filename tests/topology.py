@@ -36,7 +36,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from gateway import cgroups, engine, place
+from gateway import cgroups, place, removal
 
 PREFIX = "skouter-lab"
 HERE = Path(__file__).parent
@@ -308,7 +308,7 @@ def remove_instance(name: str) -> None:
     if where.cgroup.is_dir():
         (where.cgroup / "cgroup.kill").write_text("1")
         wait_for(lambda: not cgroups.is_populated(where.cgroup), f"the end of all in {where.cgroup}")
-    engine.uninstall(where)
+    removal.uninstall(where)
 
 
 def sweep() -> None:

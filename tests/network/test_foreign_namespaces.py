@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bpf.datapath import Datapath
-from gateway import engine, place
+from gateway import place, states
 from tests.topology import wait_for
 
 PROGRAM = Path(__file__).parent / "programs" / "own_resolver.py"
@@ -39,7 +39,7 @@ def switch_off(lab, process) -> None:
     where = place.find(lab.instance)
 
     def started():
-        found = [state for state in engine.states(where) if state["pid"] == process.pid]
+        found = [state for state in states.states(where) if state["pid"] == process.pid]
         return found[0] if found else None
 
     state = wait_for(started, "the workload")

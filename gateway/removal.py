@@ -1,0 +1,35 @@
+"""Taking everything away: works without an agent, and without tables that can be read."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from bpf import datapath
+from gateway.cgroups import remove_cgroup
+from gateway.place import Place
+
+
+def off(where: Place) -> list[str]:
+    """Break-glass: detaches every program at once; needs no agent and no tables. What was detached."""
+    gone = []
+    for cgroup in (where.cgroup, where.hierarchy):
+        if cgroup.is_dir():
+            gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
+    return gone
+
+
+def uninstall(where: Place) -> list[str]:
+    """Everything: programs, tables, cgroups, files under /run. What was removed, in words."""
+    gone = off(where)
+    for path in (where.pins, where.run):
+        if path.exists():
+            gone.append(str(path))
+            datapath.unpin(path)
+    if where.cgroup.is_dir():
+        for child in where.cgroup.iterdir():
+            if child.is_dir():
+                remove_cgroup(child)
+        with suppress(OSError):
+            remove_cgroup(where.cgroup)
+            gone.append(str(where.cgroup))
+    return gone

@@ -1,0 +1,66 @@
+"""The record of each workload under /run, beside what the kernel's tables say of it.
+
+Rules this file obeys:
+
+- The tables decide; a record is for people, and for tidying up after a crash. Losing one opens nothing.
+- A record is whole or not there, and whoever holds its lock owns the workload.
+- Whoever changes anything of an instance holds the instance's lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.place import Place
+
+
+class EngineError(Exception):
+    """The engine can't do this here; the message says why and what to do."""
+
+
+@contextmanager
+def locked(where: Place) -> Iterator[None]:
+    where.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with where.lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def write_state(fd: int, state: dict[str, Any]) -> None:
+    """All of it, or an error: what is cut short can't be tidied up after."""
+    data = orjson.dumps(state)
+    if os.pwrite(fd, data, 0) != len(data):
+        raise EngineError("the workload's state could not be written: is the file system of /run full?")
+    os.ftruncate(fd, len(data))
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """None for a file that is half written: its owner died in the midst."""
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def states(where: Place) -> list[dict[str, Any]]:
+    found = (read_state(path) for path in sorted(where.run.glob("*.json")))
+    return [state for state in found if state]
+
+
+def is_owned(path: Path) -> bool:
+    """Whether the process that admitted the workload is still there: it holds the file's lock."""
+    try:
+        with path.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
