@@ -1,4 +1,4 @@
-"""The engine on this host: brings the kernel half up, gives workloads their policy, takes everything away.
+"""The engine on this host: brings the kernel half up, gives workloads their policy and takes it away.
 
 Rules this file obeys:
 
@@ -145,14 +145,16 @@ class Engine:
         on its way, and they still carry the cgroup's id."""
         path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
         state, now = read_state(path), time.clock_gettime(time.CLOCK_BOOTTIME)
-        if cgroup.is_dir():
-            cgroups.remove_cgroup(cgroup)
-        if state is None or (state["ended"] is not None and not 0 <= now - state["ended"] < LINGER):
-            self._remove(name, None if state is None else int(state["policy"]))
+        if state is None:  # half written; its number is emptied before it is used again
+            self._remove(name, None)
         elif state["ended"] is None:
+            if cgroup.is_dir():
+                cgroups.remove_cgroup(cgroup)
             fd = os.open(path, os.O_RDWR)
             write_state(fd, {**state, "ended": now})
             os.close(fd)
+        elif not 0 <= now - state["ended"] < LINGER:
+            self._remove(name, int(state["policy"]))
 
     def counters(self, number: int) -> dict[str, int]:
         """Packets by reason, of one policy since its number was given out."""
