@@ -80,6 +80,12 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	return reason;
 }
 
+static __always_inline int trusts(const struct subject *who, const struct packet *p)
+{
+	return may_be_resolver(who->flags, p->tuple.remote_port) &&
+	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
+}
+
 static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 {
 	struct packet p ALIGNED = {};
@@ -99,8 +105,7 @@ static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : LOOPBACK;
 	else if (!reason)
 		reason = decide(skb, socket_of(skb), s, &who, &p);
-	if (reason == LOOPBACK && question && may_be_resolver(who.flags, p.tuple.remote_port) &&
-	    is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
+	if (reason == LOOPBACK && question && trusts(&who, &p))
 		reason = RESOLVER;
 	if (!conclude(skb, &who, &p.tuple, s, reason))
 		return DROP;
@@ -118,12 +123,6 @@ int egress(struct __sk_buff *skb)
 		return PASS;
 	}
 	return judge_egress(skb, s);
-}
-
-static __always_inline int trusts(const struct subject *who, const struct packet *p)
-{
-	return may_be_resolver(who->flags, p->tuple.remote_port) &&
-	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
 }
 
 static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s)
