@@ -302,16 +302,15 @@ int grant(struct __sk_buff *skb)
 	return release_slate(skb);
 }
 
-static __always_inline int note_process(struct bpf_sock_addr *ctx, struct socket *s)
+static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socket *s)
 {
 	if (!s)
-		return 0;
+		return;
 	s->netns = bpf_get_netns_cookie(ctx);
 #ifdef CURRENT_PROCESS
 	s->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
 #endif
-	return 1;
 }
 
 static __always_inline int is_unspecified(const u8 *address)

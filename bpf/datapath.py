@@ -134,8 +134,9 @@ class Datapath:
                 there = kernel.attached(target, hook)
                 if mine not in there:
                     kernel.attach(program, target, hook)
+                ours = pinned_programs(self.root, name)
                 for number in there:
-                    if number != mine and number in self._ours(name):
+                    if number != mine and number in ours:
                         with program_by_id(number) as old:
                             kernel.detach(old, target, hook)
 
@@ -151,9 +152,6 @@ class Datapath:
     def detach(self, cgroup: Path) -> list[str]:
         """Detaches every program of ours, of this version or another; their names."""
         return detach_all(self.root, cgroup)
-
-    def _ours(self, name: str) -> set[int]:
-        return pinned_programs(self.root, name)
 
 
 def pinned_programs(root: Path, name: str) -> set[int]:

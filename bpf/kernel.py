@@ -79,8 +79,7 @@ ffi.cdef(
 )
 _lib = ffi.dlopen("libbpf.so.1")
 
-ALLOW_MULTI, QUERY_EFFECTIVE = 2, 1
-NO_EXIST = 1
+ALLOW_MULTI = 2
 
 
 def _checked(result: int, what: str) -> int:
@@ -104,8 +103,8 @@ def lookup(fd: int, key: bytes, size: int) -> bytes | None:
     return bytes(ffi.buffer(value))
 
 
-def update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
-    _checked(_lib.bpf_map_update_elem(fd, key, value, flags), "map update")
+def update(fd: int, key: bytes, value: bytes) -> None:
+    _checked(_lib.bpf_map_update_elem(fd, key, value, 0), "map update")
 
 
 def delete(fd: int, key: bytes) -> bool:

@@ -120,11 +120,6 @@ static __always_inline void grant_address(u32 policy, const u8 *address, u64 pee
 		count(policy, GRANTS_FULL);
 }
 
-static __always_inline int is_local(const struct tuple *client)
-{
-	return client->protocol != 0;
-}
-
 static __always_inline void question_key_of(struct question_key *key, struct slate *s, u64 socket,
 					    const struct tuple *client)
 {

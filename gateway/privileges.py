@@ -80,15 +80,20 @@ def confine(user: User, cgroup: Path, hidden: tuple[Path, ...]) -> Callable[[], 
         for number in DROPPED.values():
             if number <= last:
                 _call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0)
-        if user.name is not None:
-            os.initgroups(user.name, user.gid)
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
-        else:
+        become(user)
+        if user.name is None:
             _drop_capabilities()
         _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
     return confined
+
+
+def become(user: User) -> None:
+    """For good, groups included; whoever runs this is that user already where there is no name."""
+    if user.name is not None:
+        os.initgroups(user.name, user.gid)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
 
 
 def enter_new_network() -> None:

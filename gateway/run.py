@@ -28,7 +28,7 @@ from bpf.events import SENTENCES, decode
 from gateway import place
 from gateway.engine import Admitted, Engine, Options
 from gateway.policy import Policy
-from gateway.privileges import User, confine, environment, invoking_user
+from gateway.privileges import User, become, confine, environment, invoking_user
 from gateway.report import Report
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
@@ -66,7 +66,7 @@ def run(request: Request, where: place.Place) -> int:
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
         left = engine.dismiss(admitted)
         engine.close()
-    learned = _tell(request, report, lost, left)
+    learned = _tell(request, user, report, lost, left)
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
@@ -132,7 +132,7 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _tell(request: Request, report: Report, lost: int, left: list[int]) -> bool:
+def _tell(request: Request, user: User, report: Report, lost: int, left: list[int]) -> bool:
     """Whether everything that was asked for could be told."""
     if left:
         say(f"still running and still held to the policy: {', '.join(map(str, left))}")
@@ -145,22 +145,18 @@ def _tell(request: Request, report: Report, lost: int, left: list[int]) -> bool:
             say(f"{lost} events came too fast to be told; the counts above are too low")
     if request.learn is None:
         return True
-    written = _write_as_user(request.learn, report.policy("learned"))
+    written = _write_as(user, request.learn, report.policy("learned"))
     if written:
         say(f"the policy that would have sufficed: {request.learn}")
     return written
 
 
-def _write_as_user(path: Path, text: str) -> bool:
+def _write_as(user: User, path: Path, text: str) -> bool:
     """As the invoking user, so that nobody gets root to write where they may not; whether it went well."""
-    user = invoking_user()
     child = os.fork()
     if child == 0:
         try:
-            if user.name is not None:
-                os.initgroups(user.name, user.gid)
-                os.setresgid(user.gid, user.gid, user.gid)
-                os.setresuid(user.uid, user.uid, user.uid)
+            become(user)
             path.write_text(text)
         except OSError as error:
             say(f"{path}: {error.strerror}")
