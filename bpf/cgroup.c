@@ -7,7 +7,7 @@
  * resolver            at the root of the hierarchy, only where a trusted resolver is on this host: learns
  *                     from the answers that leave the resolver's own socket, since what arrives over
  *                     loopback may be forged
- * question .. grants  tail-called stages
+ * question .. grant   tail-called stages
  *
  * Includes are flattened by compile.py: BCC rewrites map calls in the main text only.
  */
@@ -19,9 +19,11 @@
 #include "contract.h"
 #include "packet.h"
 #include "verdict.h"
+#include "quotas.h"
 #include "flows.h"
 #include "names.h"
 #include "dns.h"
+#include "patterns.h"
 #include "learn.h"
 
 /* NULL also where there is no memory for it: then every packet is judged anew. */
@@ -55,25 +57,30 @@ static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32
 static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock *sk, struct socket *s,
 					  struct subject *who, const struct packet *p)
 {
+	struct flow aside ALIGNED;
 	enum reason reason;
 
 	if (is_icmp_error(p))                                                 /* 2 */
-		return ICMP_ERROR;
-	if (s && (holds(&s->flow, &p->tuple) || recall(s, who, &p->tuple))) {
-		if (s->flow.policy != who->policy || s->flow.generation != who->generation)
-			return judge_again(s, who, &p->tuple);                /* 3 */
-		return s->flow.state == ALLOWED ? ESTABLISHED : s->flow.state;
+		return who->flags & HOST ? HOUSEKEEPING : ICMP_ERROR;
+	if (s && holds(&s->flow, &p->tuple))                                  /* 3 */
+		return ask_flow(&s->flow, who, &p->tuple);
+	if (s && !put_aside(s, who))
+		return FLOWS_FULL;
+	if (s && recall(&aside, who, &p->tuple)) {
+		s->flow = aside;
+		return ask_flow(&s->flow, who, &p->tuple);
 	}
 	if (answers_inbound(sk, s, who, p)) {                                 /* 4 */
-		reason = INBOUND;
-		if (s && sk && sk->state != TCP_STATE_LISTEN) {
+		if (s && sk && p->protocol == IPPROTO_TCP && sk->state != TCP_STATE_LISTEN) {
 			s->passive = 0;
 			remember(s, who, &p->tuple, INBOUND);
 		}
-		return reason;
+		return INBOUND;
 	}
 	if (is_neighbour_discovery(p))                                        /* 5 */
 		return NEIGHBOUR;
+	if ((who->flags & HOST) && is_housekeeping(p))
+		return HOUSEKEEPING;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
 	if (s && passes(reason) && !(sk && sk->type == SOCK_RAW && p->protocol == IPPROTO_TCP))
 		remember(s, who, &p->tuple, reason);
@@ -86,32 +93,51 @@ static __always_inline int trusts(const struct subject *who, const struct packet
 	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
 }
 
+/* Over loopback, to a server on this host: of those that are not trusted nothing is known, so that where
+ * questions are checked none goes there. */
+static __always_inline enum reason to_local_server(const struct subject *who, const struct packet *p)
+{
+	if (trusts(who, p))
+		return unread_question(who, &p->tuple) ? QUESTION_UNREAD : RESOLVER;
+	if ((who->flags & ONLY_ALLOWED_NAMES) && is_dns_port(p->tuple.remote_port))
+		return QUESTION_UNREAD;
+	return LOOPBACK;
+}
+
+static __always_inline void take_over_once(struct __sk_buff *skb, struct socket *s)
+{
+	struct settings *now = setting();
+
+	if (s && now && now->carrying)
+		take_over(s, bpf_get_socket_cookie(skb));
+}
+
 static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 {
 	struct packet p ALIGNED = {};
 	struct subject who = {.hook = HOOK_EGRESS};
 	enum reason reason;
-	int question, local = skb->ifindex == LOOPBACK_IFINDEX;
+	int local = skb->ifindex == LOOPBACK_IFINDEX;
 
 	if (!find_workload(skb, &who))                                        /* 0 */
 		return PASS;
+	take_over_once(skb, s);
 	reason = read_packet(skb, &p, 1);                                     /* 1 */
-	question = p.protocol == IPPROTO_UDP;
 	if (p.protocol != IPPROTO_TCP)
 		who.socket = bpf_get_socket_cookie(skb);
 	if (!who.policy)
 		reason = UNCLASSIFIED;
 	else if (!reason && local)                                            /* 2 */
-		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : LOOPBACK;
+		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : to_local_server(&who, &p);
 	else if (!reason)
 		reason = decide(skb, socket_of(skb), s, &who, &p);
-	if (reason == LOOPBACK && question && trusts(&who, &p))
-		reason = RESOLVER;
 	if (!conclude(skb, &who, &p.tuple, s, reason))
 		return DROP;
-	if (reason == RESOLVER && question && at_home(&who, s))
+	if (reason != RESOLVER || p.protocol != IPPROTO_UDP)
+		return PASS;
+	if (who.flags & ONLY_ALLOWED_NAMES || at_home(&who, s))
 		stage(skb, STAGE_QUESTION, HOOK_EGRESS, p.transport + 8, who.workload);
-	return PASS;
+	return who.flags & ONLY_ALLOWED_NAMES ? DROP : PASS;     /* here only where no stage follows */
 }
 
 int egress(struct __sk_buff *skb)
@@ -130,11 +156,13 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 	struct packet p ALIGNED = {};
 	struct subject who = {.hook = HOOK_INGRESS};
 	struct bpf_sock *sk = socket_of(skb);
+	struct flow aside ALIGNED;
 	enum reason reason;
 	int answer;
 
 	if (!sk || !find_workload(skb, &who) || !who.policy || read_packet(skb, &p, 0))
 		return PASS;
+	take_over_once(skb, s);
 	if (p.protocol != IPPROTO_TCP)
 		who.socket = bpf_get_socket_cookie(skb);
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
@@ -143,14 +171,17 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 		return conclude(skb, &who, &p.tuple, s, SPOOFED);
 	}
 	answer = p.protocol == IPPROTO_UDP && trusts(&who, &p);
+	reason = NONE;
+	if (s && holds(&s->flow, &p.tuple))
+		reason = ask_flow(&s->flow, &who, &p.tuple);
+	else if (s && recall(&aside, &who, &p.tuple))
+		reason = ask_flow(&aside, &who, &p.tuple);
+	if (reason == WITHDRAWN)
+		return conclude(skb, &who, &p.tuple, s, reason);
 	if (!at_home(&who, s))
 		return PASS;
-	if (s && (holds(&s->flow, &p.tuple) || recall(s, &who, &p.tuple))) {
-		reason = s->flow.state;
-		if (s->flow.policy != who.policy || s->flow.generation != who.generation)
-			reason = judge_again(s, &who, &p.tuple);
-		if (reason == WITHDRAWN)
-			return conclude(skb, &who, &p.tuple, s, reason);
+	if (reason) {
+		;
 	} else if (p.protocol == IPPROTO_TCP) {
 		if (s && sk->state == TCP_STATE_LISTEN && (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			s->passive = 1;
@@ -184,31 +215,105 @@ int resolver(struct __sk_buff *skb)
 	return PASS;
 }
 
+/* A question that goes out is kept, so that its answer is believed; at home only. */
+static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
+				   const struct tuple *client)
+{
+	struct question value = {.workload = who->workload, .socket = bpf_get_socket_cookie(skb)};
+	struct question_key key ALIGNED = {};
+
+	value.time = bpf_ktime_get_boot_ns();
+	value.policy = who->policy;
+	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? client : NULL);
+	if (at_home(who, storage_of(skb->sk)) && keep_question(who->workload, &key, &value))
+		count(who->policy, QUESTIONS_FULL);
+	return release_slate(skb);
+}
+
 int question(struct __sk_buff *skb)
 {
-	u64 workload = skb->cb[CB_WORKLOAD] | (u64)skb->cb[CB_WORKLOAD_HIGH] << 32;
-	struct subject who = {.workload = workload};
+	struct subject who = {};
 	struct packet p ALIGNED = {};
-	struct question_key key ALIGNED = {};
-	struct question value = {.workload = workload, .socket = bpf_get_socket_cookie(skb)};
 	struct slate *s = claim_slate(skb);
+	enum reason wrong = ANSWER_BUSY;
 
+	if (s) {
+		wrong = QUESTION_UNREADABLE;
+		if (!load_message(skb, s, skb->cb[CB_OFFSET]) && !(s->message[2] & 0xf8) && read_question(s)) {
+			s->length = s->text_length;
+			s->suffix = 0;
+			stages.call(skb, STAGE_ASK);
+		}
+	}
+	release_slate(skb);
 	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
-		return release_slate(skb);
-	if (!s) {
-		count(who.policy, ANSWER_BUSY);
-		return PASS;
+		return DROP;                     /* neither can be: egress has seen both */
+	who.hook = HOOK_EGRESS;
+	if (who.flags & ONLY_ALLOWED_NAMES)
+		return conclude(skb, &who, &p.tuple, storage_of(skb->sk), wrong);
+	count(who.policy, wrong);
+	return PASS;
+}
+
+/* Counts and tells, by its name, a question that is not to be asked. */
+static __always_inline void tell_question(struct __sk_buff *skb, struct slate *s, struct subject *who,
+					  const struct tuple *t)
+{
+	u64 now = bpf_ktime_get_boot_ns();
+
+	count(who->policy, QUESTION_REFUSED);
+	if (!paced(who, now))
+		return;
+	who->socket = bpf_get_socket_cookie(skb);
+	who->hook = HOOK_EGRESS;
+	fill_event(&s->told.event, who, t, QUESTION_REFUSED, now);
+	tell_process(&s->told.event, storage_of(skb->sk));
+	send_event(who, &s->told, sizeof(s->told));
+}
+
+/* Whether a peer wants the name that is left. */
+static __always_inline int is_wanted(struct slate *s, const struct subject *who)
+{
+	struct state *end;
+
+	if (s->odd)
+		return 0;
+	if (find_name(s, who->policy, s->length))
+		return 1;
+	end = who->flags & PATTERNS ? walk(s, who->policy, s->length) : NULL;
+	return end && end->peers[0];
+}
+
+/* A question that was read goes out and is kept, so that its answer is believed. Where only allowed names may
+ * be asked for: is this one, or what is left of it without a search suffix? One name in each turn. */
+int ask(struct __sk_buff *skb)
+{
+	struct slate *s = slate_of(skb);
+	struct subject who = {};
+	struct packet p ALIGNED = {};
+
+	if (!s || !find_workload(skb, &who) || read_packet(skb, &p, 1)) {
+		release_slate(skb);
+		return DROP;
 	}
-	if (load_message(skb, s, skb->cb[CB_OFFSET]) || (s->message[2] & 0xf8) || !read_question(s)) {
-		count(who.policy, QUESTION_UNREADABLE);
-		return release_slate(skb);
+	if (who.flags & ONLY_ALLOWED_NAMES && !who.shadow) {
+		if (!s->suffix)
+			find_suffixes(s, who.policy);
+		if (!is_wanted(s, &who)) {
+			u32 cut = s->suffixes.length[s->suffix & (SUFFIXES - 1)];
+
+			if (s->suffix++ < SUFFIXES && cut && cut < s->text_length) {
+				s->length = s->text_length - cut;
+				stages.call(skb, STAGE_ASK);
+			}
+			tell_question(skb, s, &who, &p.tuple);
+			if (!(who.flags & AUDIT)) {
+				release_slate(skb);
+				return DROP;
+			}
+		}
 	}
-	value.time = bpf_ktime_get_boot_ns();
-	value.policy = who.policy;
-	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? &p.tuple : NULL);
-	if (keep_question(workload, &key, &value))
-		count(who.policy, QUESTIONS_FULL);
-	return release_slate(skb);
+	return let_ask(skb, s, &who, &p.tuple);
 }
 
 /* The tuple as the client of a resolver on this host had it when it asked. */
@@ -224,7 +329,6 @@ int answer(struct __sk_buff *skb)
 	struct subject who = {};
 	struct packet p ALIGNED = {};
 	struct tuple client ALIGNED = {};
-	struct peers *peers;
 	struct slate *s = claim_slate(skb);
 	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER;
 	enum reason wrong = ANSWER_UNREADABLE;
@@ -247,13 +351,32 @@ int answer(struct __sk_buff *skb)
 		count(who.policy, wrong);
 		return release_slate(skb);
 	}
-	peers = s->odd ? NULL : find_name(s, who.policy);
-	__builtin_memset(&s->peers, 0, sizeof(s->peers));
-	if (peers)
-		s->peers = *peers;
-	if ((!peers && !(who.flags & TRACE)) || !begin_records(s))
+	s->wants = 0;
+	if (!begin_records(s))
 		return release_slate(skb);
-	stages.call(skb, STAGE_RECORDS);
+	if (!s->odd) {
+		add_peers(s, find_name(s, who.policy, s->text_length));
+		if (who.flags & PATTERNS)
+			stages.call(skb, STAGE_PATTERNS);
+	}
+	if (s->wants || who.flags & TRACE)
+		stages.call(skb, STAGE_RECORDS);
+	return release_slate(skb);
+}
+
+int pattern(struct __sk_buff *skb)
+{
+	struct slate *s = slate_of(skb);
+	struct subject who = {};
+	struct state *end;
+
+	if (!s || !asker(s, &who))
+		return release_slate(skb);
+	end = walk(s, who.policy, s->text_length);
+	if (end)
+		add_peers(s, (struct peers *)end->peers);
+	if (s->wants || who.flags & TRACE)
+		stages.call(skb, STAGE_RECORDS);
 	return release_slate(skb);
 }
 
@@ -290,12 +413,12 @@ int grant(struct __sk_buff *skb)
 	if (!s || !policy)
 		return release_slate(skb);
 	for (u32 i = 0; i < GRANTS_AT_ONCE; i++) {
-		u32 index = s->learned;
+		u32 peers = s->wants ? s->wants : 1;
+		u32 index = s->learned / peers;
 
 		if (index >= s->addresses)
 			return release_slate(skb);
-		learn_address(s, &who, &s->records[index & (RECORDS - 1)], policy, now);
-		s->learned = index + 1;
+		learn_address(s, &who, &s->records[index & (RECORDS - 1)], s->learned % peers, policy, now);
 	}
 	stages.call(skb, STAGE_GRANTS);
 	count(who.policy, ANSWER_LONG);
@@ -337,10 +460,15 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 	note_process(ctx, s);
 	if (ctx->type != SOCK_STREAM || t->protocol != IPPROTO_TCP)
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
-	if (is_loopback(t->remote) || is_unspecified(t->remote) || !find_workload(NULL, &who))
+	if (!find_workload(NULL, &who))
 		return PASS;
-	reason = who.policy ? judge(&who, t) : UNCLASSIFIED;
-	if (passes(reason) || is_own(&who, t))
+	if (is_loopback(t->remote) || is_unspecified(t->remote)) {
+		reason = (who.flags & ONLY_ALLOWED_NAMES) && is_dns_port(t->remote_port) ? QUESTION_UNREAD : LOOPBACK;
+	} else {
+		reason = who.policy ? judge(&who, t) : UNCLASSIFIED;
+		reason = is_own(&who, t) && reason != QUESTION_UNREAD ? LOOPBACK : reason;
+	}
+	if (passes(reason))
 		return PASS;
 	return conclude(ctx, &who, t, s, reason);
 }

@@ -22,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bpf.contract import MAP, Contract, contract
+from bpf.contract import INNER_MAP, MAP, Contract, contract
 
 INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 ENTRY = re.compile(r"^int (\w+)\(struct (__sk_buff|bpf_sock_addr) \*\w+\)$", re.MULTILINE)
@@ -62,6 +62,11 @@ def declare_maps(text: str, layout: Contract) -> str:
             # A policy's events go to the ring of whoever reads them, and nowhere where nobody does.
             return (
                 f"BPF_RINGBUF_OUTPUT({m.name}_inner, 1);\n"
+                f'BPF_TABLE("array_of_maps${m.name}_inner", int, int, {m.name}, 1);'
+            )
+        if m.kind == "automata":
+            return (
+                f'BPF_F_TABLE("array", u32, {m.value}, {m.name}_inner, 1, {INNER_MAP});\n'
                 f'BPF_TABLE("array_of_maps${m.name}_inner", int, int, {m.name}, 1);'
             )
         key = "int" if m.kind in ("storage", "programs") else m.key

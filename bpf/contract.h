@@ -12,17 +12,28 @@
 
 enum limit {
 	POLICIES = 4096,          /* policy numbers; 0 is "not classified yet" and drops */
+	EXEMPT = 65535,           /* in place of a number: not filtered, whatever lies around it */
 	PEERS = 4,                /* peers that may share one name or prefix, slots of one grant */
 	NAME_TEXT = 254,          /* 253 characters and a terminator; LPM data is at most 256 bytes */
 	MESSAGE = 4096,           /* bytes of a DNS answer that are read */
 	RECORDS = 64,             /* addresses of one answer that are learned */
 	STEPS = 64,               /* labels and records read in one stage of the reader; 33 stages at most */
-	GRANTS_AT_ONCE = 8,       /* addresses learned in one stage */
+	SYMBOLS = 39,             /* of a name: a to z, 0 to 9, '-', '_', '.', in this order */
+	STATES = 8192,            /* of the automaton of one policy's patterns; 0 is dead, 1 the first */
+	SUFFIXES = 8,             /* search suffixes that one name may end in */
+	GRANTS_AT_ONCE = 16,      /* addresses, for one of their peers each, learned in one stage */
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
 	OPEN_QUESTIONS = 1024,    /* of one workload; one more takes the place of its own oldest */
+	FLOWS = 2048,             /* quotas, unless `settings` say otherwise: see there */
+	INBOUNDS = 8192,
+	ADDRESSES = 16384,
+	PROBES = 4,               /* places of a full ring that are looked at for one that is over */
+	LONGEST_GRANT = 604800,   /* seconds; a longer TTL counts as this one (RFC 8767 4) */
+	GRANTS_PER_POLICY = 4,    /* times what one peer may hold */
 	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
+	ANSWERED_SECONDS = 30,    /* the same, once it was, where others need the place */
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
 	DNS_PORT = 53,
@@ -38,6 +49,7 @@ enum reason {
 	RESOLVER,                 /* to a trusted DNS server */
 	INBOUND,                  /* answers what came in from outside */
 	NEIGHBOUR,                /* IPv6 neighbour discovery on the link, hop limit 255 */
+	HOUSEKEEPING,             /* a host's own: DHCP, and what its kernel answers */
 	/* dropped */
 	UNCLASSIFIED,             /* a workload nobody has given a policy yet */
 	UNREADABLE,               /* headers cut short, or of an unknown version */
@@ -51,6 +63,9 @@ enum reason {
 	PORT_NOT_ALLOWED,         /* a peer holds the address, but not for this protocol and port */
 	EXPIRED,                  /* the name's grant ran out */
 	WITHDRAWN,                /* the peer that admitted the flow is no longer in the policy */
+	FLOWS_FULL,               /* the workload has as many open flows of datagrams as it may */
+	QUESTION_REFUSED,         /* for a name that no peer matches, where only allowed names may be asked for */
+	QUESTION_UNREAD,          /* the same for DNS over TCP, which is not read */
 	/* told of DNS */
 	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
 	QUESTIONS_FULL,
@@ -64,9 +79,9 @@ enum reason {
 	ANSWER_BUSY,              /* no slate was free */
 	NEVER_LEARNED,            /* an address that DNS may not teach */
 	GRANT_CROWDED,            /* a grant of another name on this address was replaced */
+	NAME_FULL,                /* a peer has as many addresses as it may */
 	GRANTS_FULL,
-	FLOWS_FULL,
-	INBOUND_FULL,
+	INBOUND_FULL,             /* the workload may answer as many peers outside as it may */
 	EVENTS_LOST,
 	REASONS,
 };
@@ -75,17 +90,26 @@ enum flag {
 	AUDIT = 1,                /* drop nothing, tell what would have been dropped */
 	TRACE = 2,                /* tell admitted flows and learned addresses too, without a rate limit */
 	RESOLVER_PORTS = 4,       /* some resolver of this policy listens on another port than 53 */
+	ONLY_ALLOWED_NAMES = 8,   /* refuse questions for names that no peer matches */
+	PATTERNS = 16,            /* there is an automaton */
+	HOST = 32,                /* the workload is the host: what keeps it on its network passes */
 };
 
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
 
 enum verdict { DROP, PASS, WOULD_DROP };
 
-enum stage { STAGE_QUESTION, STAGE_ANSWER, STAGE_RECORDS, STAGE_GRANTS, STAGES };
+enum stage { STAGE_QUESTION, STAGE_ASK, STAGE_ANSWER, STAGE_PATTERNS, STAGE_RECORDS, STAGE_GRANTS, STAGES };
 
 struct settings {
 	__u32 shallowest;         /* cgroup levels at which workloads may lie, the root being 0 */
 	__u32 deepest;
+	__u32 shadow;             /* not 0: another layout of maps still decides; learn and remember, drop nothing */
+	__u32 carrying;           /* not 0: look for sockets in `carried` */
+	__u32 flows;              /* quotas: open flows of datagrams of one workload */
+	__u32 inbounds;           /* peers outside that one workload may answer */
+	__u32 addresses;          /* that one peer of a policy may hold */
+	__u32 pad;
 };
 
 struct policy {
@@ -115,6 +139,17 @@ struct name_key {
 	__u32 bits;
 	__u8 policy[2];
 	__u8 text[254];           /* reversed, lower case; exact names end in NUL */
+};
+
+/* How many characters of a name to take away, the shortest suffix first, 0 where there are fewer. */
+struct suffixes {
+	__u8 length[8];
+};
+
+/* One state of an automaton over the lower-case name, read forwards. */
+struct state {
+	__u16 next[40];
+	__u64 peers[4];
 };
 
 struct prefix_key {
@@ -183,23 +218,30 @@ struct question {
 	__u32 pad;
 };
 
-/* The open questions of one workload in the order in which it asked them: a ring of OPEN_QUESTIONS. */
-struct asked_key {
+/* A place in one of the rings of a workload (quotas.h). */
+struct place {
 	__u64 workload;
-	__u64 place;
+	__u64 number;
 };
 
 struct asked {
 	struct question_key question;
 };
 
+/* How far a workload's rings were written. */
 struct tally {
-	__u64 questions;          /* that this workload ever asked */
+	__u64 questions;
+	__u64 flows;
+	__u64 inbounds;
 };
 
 struct flow_key {
 	__u64 socket;
 	struct tuple tuple;
+};
+
+struct put_aside {
+	struct flow_key flow;
 };
 
 struct flow {
@@ -208,7 +250,7 @@ struct flow {
 	__u64 seen;
 	__u32 policy;
 	__u32 generation;
-	__u32 state;              /* enum reason: ALLOWED, RESOLVER, INBOUND, WITHDRAWN; NONE is no flow */
+	__u32 state;              /* enum reason: ALLOWED, RESOLVER, INBOUND (TCP), WITHDRAWN; NONE is no flow */
 	__u32 pad;
 	__u64 seal;               /* over all of it but `seen`: two threads may tear what a datagram socket remembers */
 };
@@ -229,6 +271,28 @@ struct inbound_key {
 
 struct inbound {
 	__u64 seen;
+	__u64 answered;
+};
+
+struct came {
+	struct inbound_key inbound;
+};
+
+/* A place among the addresses that one peer of a policy holds. */
+struct holder {
+	__u64 policy;
+	__u64 peer;
+	__u64 number;
+};
+
+struct held {
+	__u8 address[16];
+};
+
+/* How far that ring was written; of peer 0: how many rows of `grants` the policy has. */
+struct holding {
+	__u64 number;
+	__u64 rows;
 };
 
 struct pace {
@@ -283,16 +347,20 @@ struct slate {
 	__u32 left;               /* records left in all sections */
 	__u32 answers;            /* of these, in the answer section */
 	__u32 addresses;          /* found */
-	__u32 learned;            /* of these */
+	__u32 learned;            /* of these, once for each peer */
+	__u32 wants;              /* peers that want the name */
+	__u32 tries;              /* places looked at for this address and peer */
 	__u32 wrong;              /* enum reason */
 	__u32 text_length;
 	__u32 odd;                /* the question's name has a character that teaches nothing */
 	__u32 label;              /* bytes left of the label being read */
 	__u32 truncated;          /* TC */
 	__u32 partial;            /* longer than MESSAGE: its end was not loaded */
+	__u32 suffix;             /* of `suffixes`, the next to take away */
 	__u64 hash;
 	struct question question;
-	struct peers peers;
+	__u64 wanting[8];         /* those of the names table, then those of the automaton */
+	struct suffixes suffixes;
 	struct record records[64];
 	struct answer_event told;
 	__u8 key[8];              /* the name key's head may lie here, when the name is long */
@@ -308,18 +376,25 @@ MAP(hash, workloads, __u64, struct workload, 65536)
 MAP(hash, own, struct grant_key, __u32, 65536)
 MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
+MAP(lpm, suffixes, struct name_key, struct suffixes, 65536)
+MAP(automata, patterns, __u32, struct state, POLICIES)
 MAP(lpm, prefixes, struct prefix_key, struct peers, 1000000)
 MAP(lpm, never, struct prefix_key, __u32, 4096)
 MAP(hash, rules, struct rule_key, struct rule, 262144)
 MAP(lpm, services, struct service_key, struct service, 1000000)
 MAP(hash, single_services, struct service_key, struct service, 262144)
 MAP(hash, grants, struct grant_key, struct grant, 1000000)
-MAP(hash, questions, struct question_key, struct question, 262144)
-MAP(hash, asked, struct asked_key, struct asked, 262144)
+MAP(hash, grant_ring, struct holder, struct held, 1000000)
+MAP(hash, holdings, struct rule_key, struct holding, 262144)
 MAP(hash, tallies, __u64, struct tally, 65536)
+MAP(hash, questions, struct question_key, struct question, 262144)
+MAP(hash, question_ring, struct place, struct asked, 262144)
 MAP(storage, sockets, __u32, struct socket, 0)
+MAP(hash, carried, __u64, struct socket, 262144)
 MAP(hash, flows, struct flow_key, struct flow, 262144)
-MAP(hash, inbounds, struct inbound_key, struct inbound, 262144)
+MAP(hash, flow_ring, struct place, struct put_aside, 262144)
+MAP(hash, inbounds, struct inbound_key, struct inbound, 524288)
+MAP(hash, inbound_ring, struct place, struct came, 524288)
 MAP(percpu_array, counters, __u32, struct counter, 163840)
 MAP(array, paces, __u32, struct pace, POLICIES)
 MAP(rings, events, __u32, __u32, POLICIES)

@@ -18,7 +18,8 @@ from cffi import FFI
 MAP = re.compile(r"^MAP\((\w+), (\w+), ([\w ]+), ([\w ]+), (\w+)\)$", re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
-# linux/bpf.h: enum bpf_map_type, and the flags BPF_F_NO_PREALLOC (1) and BPF_F_CLONE (1 << 9).
+# linux/bpf.h: enum bpf_map_type, and the flags BPF_F_NO_PREALLOC (1) and BPF_F_CLONE (1 << 9). The value of a
+# table of maps is an inner map, which user space sees as a number.
 KINDS = {
     "hash": ("hash", 1, 1),
     "array": ("array", 2, 0),
@@ -26,9 +27,11 @@ KINDS = {
     "percpu_array": ("percpu_array", 6, 0),
     "lpm": ("lpm_trie", 11, 1),
     "rings": ("array_of_maps", 12, 0),
+    "automata": ("array_of_maps", 12, 0),
     "storage": ("sk_storage", 24, 1 | 1 << 9),
 }
-RING = 27
+ARRAY, RING = 2, 27
+INNER_MAP = 1 << 12  # BPF_F_INNER_MAP (Linux 5.10): inner arrays of one table may differ in length
 
 TYPES = """
 typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
@@ -37,7 +40,10 @@ typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef ui
 
 @dataclass(frozen=True)
 class Map:
-    """One map of the contract: its kernel type and flags, the sizes of key and value in bytes."""
+    """One map of the contract: its kernel type and flags, the sizes of key and value in bytes.
+
+    Of a table of automata `value` is the row of an inner array, `inner_size` bytes long.
+    """
 
     name: str
     kind: str
@@ -46,6 +52,7 @@ class Map:
     entries: int
     key_size: int
     value_size: int
+    inner_size: int = 0
 
     @property
     def bcc_type(self) -> str:
@@ -75,7 +82,9 @@ class Contract:
 
     def _map(self, kind: str, name: str, key: str, value: str, entries: str) -> Map:
         count = int(entries) if entries.isdigit() else self.constant(entries)
-        return Map(name, kind, key, value, count, self.ffi.sizeof(key), self.ffi.sizeof(value))
+        size = self.ffi.sizeof(value)
+        sizes = (4, size) if kind == "automata" else (size,)
+        return Map(name, kind, key, value, count, self.ffi.sizeof(key), *sizes)
 
     def constant(self, name: str) -> int:
         """The value of an enumerator, as the C half has it."""

@@ -125,6 +125,13 @@ class Datapath:
             os.close(fd)
         self.tables, self.programs = {}, {}
 
+    def set(self, **settings: int) -> None:
+        """Changes some fields of struct settings, all at once."""
+        held = self["settings"][0]
+        for name, value in settings.items():
+            setattr(held, name, value)
+        self["settings"][0] = held[0]
+
     def attach(self, cgroup: Path, names: tuple[str, ...] = DECIDING) -> None:
         """Attaches what is missing to `cgroup`, then detaches older programs of ours."""
         with open_folder(cgroup) as target:

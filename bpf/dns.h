@@ -275,6 +275,7 @@ static __always_inline int begin_records(struct slate *s)
 	s->answers = answers;
 	s->addresses = 0;
 	s->learned = 0;
+	s->tries = 0;
 	s->labels = 0;
 	s->label = 0;
 	s->resume = 0;

@@ -7,7 +7,10 @@
  *     for again, not the address: expiry ends nothing that is open, withdrawal ends everything it admitted.
  *   - A socket with many peers (unconnected UDP) keeps the last one at hand and the others in `flows`.
  *   - TCP needs no table for what came in: a listener that a SYN reached from outside is marked, its children
- *     inherit the mark, and the first segment of a child that is not a SYN fixes its tuple.
+ *     inherit the mark, and the first segment of a child that is not a SYN fixes its tuple. A datagram that
+ *     came in may be answered for as long as `inbounds` says, and is asked for each time.
+ *   - What a socket had before these programs saw it (under other maps, or before its workload had a policy)
+ *     is laid down in `carried` by whoever puts the workload here, and taken over with its next packet.
  *   - What arrives over loopback never counts as coming from outside.
  */
 
@@ -37,6 +40,9 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 			continue;
 		who->workload = id;
 		who->policy = found->policy;
+		who->shadow = setting->shadow;
+		if (who->policy == EXEMPT)
+			return 0;
 		policy = policies.lookup(&who->policy);
 		if (!policy)
 			return 0;
@@ -134,37 +140,37 @@ static __always_inline void set_flow(struct flow *f, const struct subject *who, 
 		f->seal = seal_of(f);
 }
 
-/* The flow at hand makes room for another peer of the same socket. */
-static __always_inline void put_aside(struct socket *s, const struct subject *who)
+/* The flow at hand makes room for another peer of the same socket; 0 where there is no room for itself. */
+static __always_inline int put_aside(struct socket *s, const struct subject *who)
 {
 	struct flow_key key ALIGNED = {.socket = who->socket};
 	struct flow old ALIGNED = s->flow;
 
-	if (old.state != ALLOWED && old.state != INBOUND && old.state != WITHDRAWN)
-		return;
+	if (old.state != ALLOWED && old.state != WITHDRAWN)
+		return 1;
 	if (old.tuple.protocol == IPPROTO_TCP || old.seal != seal_of(&old))
-		return;
+		return 1;
 	old.seen = bpf_ktime_get_boot_ns();
 	__builtin_memcpy(&key.tuple, &old.tuple, sizeof(key.tuple));
-	if (flows.update(&key, &old))
-		count(who->policy, FLOWS_FULL);
+	if (keep_flow(who->workload, &key, &old))
+		return 0;
+	s->flow.state = NONE;
+	return 1;
 }
 
 static __always_inline void remember(struct socket *s, const struct subject *who, const struct tuple *t,
 				     enum reason state)
 {
-	if (!same_tuple(&s->flow.tuple, t))
-		put_aside(s, who);
 	s->flow.state = NONE;
 	__builtin_memcpy(&s->flow.tuple, t, sizeof(*t));
 	set_flow(&s->flow, who, state);
 }
 
-/* Brings a flow that was put aside back to hand. */
-static __always_inline int recall(struct socket *s, const struct subject *who, const struct tuple *t)
+/* A flow that was put aside. */
+static __always_inline int recall(struct flow *flow, const struct subject *who, const struct tuple *t)
 {
 	struct flow_key key ALIGNED = {.socket = who->socket};
-	struct flow *found, flow ALIGNED;
+	struct flow *found;
 
 	if (t->protocol == IPPROTO_TCP)
 		return 0;
@@ -172,34 +178,56 @@ static __always_inline int recall(struct socket *s, const struct subject *who, c
 	found = flows.lookup(&key);
 	if (!found)
 		return 0;
-	flow = *found;
-	if (!holds(&flow, t) || flow.seen + FLOW_SECONDS * 1000000000ULL < bpf_ktime_get_boot_ns())
-		return 0;
-	put_aside(s, who);
-	s->flow = flow;
-	return 1;
+	*flow = *found;
+	return holds(flow, t) && !flow_is_over(flow, bpf_ktime_get_boot_ns());
+}
+
+/* Of what another layout of maps, or nobody, knew of this socket: for sockets that were there before. */
+static __always_inline void take_over(struct socket *s, u64 cookie)
+{
+	struct socket *before = carried.lookup(&cookie);
+
+	if (!before)
+		return;
+	if (!s->netns) {
+		s->netns = before->netns;
+		s->pid = before->pid;
+		__builtin_memcpy(s->comm, before->comm, COMM);
+	}
+	if (!s->flow.state)
+		__builtin_memcpy(&s->flow, &before->flow, sizeof(s->flow));
+	s->passive |= before->passive;
+	carried.delete(&cookie);
 }
 
 /* 3. A flow whose policy changed: is the peer that admitted it still there, for this port? */
-static __always_inline enum reason judge_again(struct socket *s, struct subject *who, const struct tuple *t)
+static __always_inline enum reason judge_again(struct flow *flow, struct subject *who, const struct tuple *t)
 {
-	enum reason state = s->flow.state, reason;
+	enum reason state = flow->state, reason;
 
-	who->peer = s->flow.peer;
+	who->peer = flow->peer;
 	if (state == INBOUND) {
-		set_flow(&s->flow, who, INBOUND);
+		set_flow(flow, who, INBOUND);
 		return INBOUND;
 	}
 	if (state == ALLOWED &&
 	    ask_rule(who->policy, who->peer, find_ports(who->policy, t->protocol, t->remote_port)) == ALLOWED) {
-		set_flow(&s->flow, who, ALLOWED);
+		set_flow(flow, who, ALLOWED);
 		return ESTABLISHED;
 	}
 	who->peer = 0;
 	reason = judge(who, t);
 	reason = passes(reason) ? reason : WITHDRAWN;
-	set_flow(&s->flow, who, reason);
+	set_flow(flow, who, reason);
 	return reason;
+}
+
+/* 3. What is known of a flow: ESTABLISHED, WITHDRAWN or another state it has. */
+static __always_inline enum reason ask_flow(struct flow *flow, struct subject *who, const struct tuple *t)
+{
+	if (flow->policy != who->policy || flow->generation != who->generation)
+		return judge_again(flow, who, t);
+	return flow->state == ALLOWED ? ESTABLISHED : flow->state;
 }
 
 static __always_inline int came_in(const struct subject *who, const struct tuple *t)
@@ -209,7 +237,10 @@ static __always_inline int came_in(const struct subject *who, const struct tuple
 
 	__builtin_memcpy(&key.tuple, t, sizeof(*t));
 	found = inbounds.lookup(&key);
-	return found && found->seen + INBOUND_SECONDS * 1000000000ULL > bpf_ktime_get_boot_ns();
+	if (!found || inbound_is_over(found, bpf_ktime_get_boot_ns(), 0))
+		return 0;
+	found->answered = 1;
+	return 1;
 }
 
 static __always_inline void note_inbound(const struct subject *who, const struct tuple *t)
@@ -221,7 +252,7 @@ static __always_inline void note_inbound(const struct subject *who, const struct
 	found = inbounds.lookup(&key);
 	if (found)
 		found->seen = value.seen;
-	else if (inbounds.update(&key, &value))
+	else if (keep_inbound(&key, &value))
 		count(who->policy, INBOUND_FULL);
 }
 

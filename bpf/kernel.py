@@ -13,7 +13,7 @@ from typing import Any
 
 from cffi import FFI
 
-from bpf.contract import RING, Map
+from bpf.contract import ARRAY, INNER_MAP, RING, Map
 
 ffi = FFI()
 ffi.cdef(
@@ -131,13 +131,13 @@ def pin(fd: int, path: Path) -> None:
 
 
 def create_map(wanted: Map) -> int:
-    """A map of the contract. Socket storage needs BTF to say how large a value is; a table of rings needs one
-    ring as the model of all."""
+    """A map of the contract. Socket storage needs BTF to say how large a value is; a table of maps needs one of
+    them as the model of all."""
     options = ffi.new("struct map_options *")
     options.sz, options.map_flags = ffi.sizeof("struct map_options"), wanted.flags
     model, types = -1, ffi.NULL
-    if wanted.kind == "rings":
-        model = create_ring(4096)
+    if wanted.kind in ("rings", "automata"):
+        model = create_ring(4096) if wanted.kind == "rings" else create_array(wanted.inner_size, 1)
         options.inner_map_fd = model
     if wanted.kind == "storage":
         types = _lib.btf__new_empty()
@@ -167,6 +167,13 @@ def create_map(wanted: Map) -> int:
 def create_ring(size: int) -> int:
     """A ring buffer map of `size` bytes (a power of two, whole pages)."""
     return _checked(_lib.bpf_map_create(RING, b"events", 0, 0, size, ffi.NULL), "ring buffer")
+
+
+def create_array(size: int, entries: int) -> int:
+    """An array of values of `size` bytes, to be one of the maps in a table of automata."""
+    options = ffi.new("struct map_options *")
+    options.sz, options.map_flags = ffi.sizeof("struct map_options"), INNER_MAP
+    return _checked(_lib.bpf_map_create(ARRAY, b"automaton", 4, size, entries, options), "automaton")
 
 
 def load_program(name: str, code: bytes, kind: int, attach: int) -> int:

@@ -79,8 +79,19 @@ static __always_inline void put_slot(struct slot *slot, u64 peer, u64 expires)
 	*(volatile u64 *)&slot->peer = peer;
 }
 
-/* The slot of the same peer, or else the one that is free, ended or soonest to end. */
-static __always_inline void renew_grant(struct grant *grant, u32 policy, u64 peer, u64 expires, u64 now)
+/* The slot that this peer has already. */
+static __always_inline struct slot *slot_of(struct grant *grant, u64 peer)
+{
+	struct slot *found = NULL;
+
+#pragma unroll
+	for (u32 i = 0; i < PEERS; i++)
+		found = grant->slots[i].peer == peer ? &grant->slots[i] : found;
+	return found;
+}
+
+/* The slot that is free, ended or soonest to end. */
+static __always_inline void share_grant(struct grant *grant, u32 policy, u64 peer, u64 expires, u64 now)
 {
 	u64 soonest = ~0ULL;     /* its slot's number in the two lowest bits */
 
@@ -89,11 +100,6 @@ static __always_inline void renew_grant(struct grant *grant, u32 policy, u64 pee
 		struct slot *slot = &grant->slots[i];
 		u64 until = ((slot->peer ? slot->expires : 0) & ~3ULL) | i;
 
-		if (slot->peer == peer) {
-			if (slot->expires < expires)
-				slot->expires = expires;
-			return;
-		}
 		soonest = until < soonest ? until : soonest;
 	}
 	if (soonest > now)
@@ -101,23 +107,43 @@ static __always_inline void renew_grant(struct grant *grant, u32 policy, u64 pee
 	put_slot(&grant->slots[soonest & (PEERS - 1)], peer, expires);
 }
 
-static __always_inline void grant_address(u32 policy, const u8 *address, u64 peer, u64 expires, u64 now)
+/* NONE, or why the address is not granted. A peer that holds the address already needs no new place. */
+static __always_inline enum reason grant_address(u32 policy, const u8 *address, u64 peer, u64 expires, u64 now)
 {
 	struct grant_key key ALIGNED = {.policy = policy};
 	struct grant fresh = {.slots[0] = {.peer = peer, .expires = expires}};
+	struct rule_key every = {.policy = policy};
+	struct holding *rows;
 	struct grant *grant;
+	struct slot *slot;
+	enum reason wrong;
 
 	copy_address(key.address, address);
 	grant = grants.lookup(&key);
-	if (!grant) {
-		if (!grants.insert(&key, &fresh))
-			return;
-		grant = grants.lookup(&key);             /* another CPU was first, or the table is full */
+	slot = grant ? slot_of(grant, peer) : NULL;
+	if (slot && slot->expires >= now) {
+		if (slot->expires < expires)
+			slot->expires = expires;
+		return NONE;
 	}
-	if (grant)
-		renew_grant(grant, policy, peer, expires, now);
+	wrong = take_place(policy, peer, address, now);
+	if (wrong)
+		return wrong;
+	if (!grants.insert(&key, &fresh)) {
+		rows = holdings.lookup(&every);
+		if (rows)
+			__sync_fetch_and_add(&rows->rows, 1);
+		return NONE;
+	}
+	grant = grants.lookup(&key);
+	if (!grant)
+		return GRANTS_FULL;
+	slot = slot_of(grant, peer);
+	if (slot)
+		slot->expires = expires;
 	else
-		count(policy, GRANTS_FULL);
+		share_grant(grant, policy, peer, expires, now);
+	return NONE;
 }
 
 static __always_inline void question_key_of(struct question_key *key, struct slate *s, u64 socket,
@@ -129,32 +155,6 @@ static __always_inline void question_key_of(struct question_key *key, struct sla
 		__builtin_memcpy(&key->client, client, sizeof(key->client));
 	else
 		key->socket = socket;
-}
-
-/* A workload's questions are counted by nobody but itself: with one more than OPEN_QUESTIONS its own oldest
- * goes, answered or not. So questions that are never answered need no clean-up, and no workload can take the
- * places of another. Two CPUs that ask at the same moment may share a place; one question then stays in the
- * table until the workload goes. */
-static __always_inline int keep_question(u64 workload, struct question_key *key, struct question *value)
-{
-	struct tally fresh = {}, *tally = tallies.lookup(&workload);
-	struct asked_key place = {.workload = workload};
-	struct asked *oldest, now = {.question = *key};
-
-	if (!tally) {
-		tallies.insert(&workload, &fresh);
-		tally = tallies.lookup(&workload);
-		if (!tally)
-			return -1;
-	}
-	place.place = tally->questions++ % OPEN_QUESTIONS;
-	oldest = asked.lookup(&place);
-	if (oldest) {
-		struct question_key old = oldest->question;
-
-		questions.delete(&old);
-	}
-	return asked.update(&place, &now) || questions.update(key, value);
 }
 
 /* The open question that this answer fits, taken out of the table; fills s->question. */
@@ -177,6 +177,19 @@ static __always_inline enum reason take_question(struct slate *s, u64 socket, co
 	return NONE;
 }
 
+/* The peers of one row, behind those that are there. */
+static __always_inline void add_peers(struct slate *s, const struct peers *row)
+{
+	if (!row)
+		return;
+	for (u32 i = 0; i < PEERS; i++) {
+		if (!row->id[i])
+			break;
+		s->wanting[s->wants & (2 * PEERS - 1)] = row->id[i];
+		s->wants++;
+	}
+}
+
 static __always_inline void tell_address(struct slate *s, struct subject *who, struct record *r,
 					 enum reason reason, u64 expires, u64 now)
 {
@@ -189,25 +202,30 @@ static __always_inline void tell_address(struct slate *s, struct subject *who, s
 	send_event(who, &s->told, sizeof(s->told));
 }
 
-static __always_inline void learn_address(struct slate *s, struct subject *who, struct record *r,
+/* One address for the peer whose turn it is; counted and told once, and for each peer that has no room. */
+static __always_inline void learn_address(struct slate *s, struct subject *who, struct record *r, u32 turn,
 					  const struct policy *policy, u64 now)
 {
-	u64 seconds = r->ttl > policy->floor ? r->ttl : policy->floor;
+	u64 ttl = r->ttl < LONGEST_GRANT ? r->ttl : LONGEST_GRANT;
+	u64 seconds = ttl > policy->floor ? ttl : policy->floor;
 	u64 lasts = now + (seconds + policy->grace) * 1000000000ULL;
-	enum reason reason = s->peers.id[0] ? LEARNED : SEEN;
+	enum reason reason = SEEN;
 
-	who->peer = s->peers.id[0];
-	if (r->mapped || never_learned(r->address))
+	who->peer = s->wanting[turn & (2 * PEERS - 1)];
+	if (r->mapped || never_learned(r->address)) {
 		reason = NEVER_LEARNED;
-	count(who->policy, reason);
-	if (reason == LEARNED) {
-		for (u32 i = 0; i < PEERS; i++) {
-			if (!s->peers.id[i])
-				break;
-			grant_address(who->policy, r->address, s->peers.id[i], lasts, now);
-		}
+	} else if (s->wants) {
+		reason = grant_address(who->policy, r->address, who->peer, lasts, now);
+		reason = reason ? reason : LEARNED;
 	}
-	if ((who->flags & TRACE) || reason == NEVER_LEARNED)
+	if (reason == NAME_FULL && s->tries++ < PROBES)
+		return;                                  /* the same again, with the next place */
+	s->tries = 0;
+	s->learned++;
+	if (turn && (reason == LEARNED || reason == NEVER_LEARNED))
+		return;
+	count(who->policy, reason);
+	if ((who->flags & TRACE) || (reason != LEARNED && reason != SEEN && paced(who, now)))
 		tell_address(s, who, r, reason, lasts, now);
 }
 

@@ -54,7 +54,7 @@ HOOKS = {
     "sendmsg6": Hook("note", ADDRESS, 15),
     "resolver": Hook("resolver", SKB, 1),
 }
-STAGES = ("question", "answer", "records", "grant")  # in the order of enum stage
+STAGES = ("question", "ask", "answer", "pattern", "records", "grant")  # in the order of enum stage
 
 
 def maps_folder(root: Path) -> Path:
@@ -70,6 +70,7 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
     maps_folder(root).mkdir(parents=True, exist_ok=True)
     maps = {m.name: open_map(maps_folder(root) / m.name, m) for m in contract().maps.values()}
     programs: dict[str, int] = {}
+    set_defaults(maps["settings"])
     try:
         code = compiled(flags)
         for name, (function, kind, attach) in _wanted().items():
@@ -111,6 +112,17 @@ def open_map(path: Path, wanted: Map) -> int:
     fd = kernel.create_map(wanted)
     kernel.pin(fd, path)
     return fd
+
+
+def set_defaults(settings: int) -> None:
+    """The quotas of the contract, where nobody has set any."""
+    size = contract().maps["settings"].value_size
+    held = contract().unpack("struct settings", kernel.lookup(settings, bytes(4), size) or bytes(size))
+    if not held.addresses:
+        held.flows, held.inbounds, held.addresses = map(
+            contract().constant, ("FLOWS", "INBOUNDS", "ADDRESSES")
+        )
+        kernel.update(settings, bytes(4), bytes(contract().ffi.buffer(held)))
 
 
 def check_layout(fd: int, wanted: Map, path: Path) -> None:

@@ -8,7 +8,7 @@
  */
 
 enum { IPV4 = 0x0800, IPV6 = 0x86dd };   /* if_ether.h, in host order */
-enum { TCP_SYN = 0x02, TCP_ACK = 0x10, TCP_FLAGS = 13 };
+enum { TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10, TCP_FLAGS = 13 };
 enum { LOOPBACK_IFINDEX = 1 };           /* in every network namespace */
 enum { SOCK_STREAM = 1, SOCK_RAW = 3 };  /* socket(2) */
 enum { EXTENSION_HEADERS = 6 };
@@ -234,6 +234,21 @@ static __always_inline int is_neighbour_discovery(const struct packet *p)
 {
 	return p->protocol == IPPROTO_ICMPV6 && is_on_link(p->tuple.remote) && p->icmp_type >= 133 &&
 	       p->icmp_type <= 137 && p->hop_limit == 255;
+}
+
+/* What a host needs to stay on its network and what its kernel answers by itself, where the host is the
+ * workload: DHCP (RFC 2131 4.1, RFC 8415 7.2), group membership (RFC 9776, RFC 3810), echo replies, resets. */
+static __always_inline int is_housekeeping(const struct packet *p)
+{
+	u32 ports = *(const u32 *)p->tuple.local_port;
+
+	if (p->protocol == IPPROTO_UDP)
+		return ports == bpf_htonl(68 << 16 | 67) || ports == bpf_htonl(546 << 16 | 547);
+	if (p->protocol == IPPROTO_TCP)
+		return p->tcp_flags & TCP_RST;
+	if (p->protocol == IPPROTO_ICMPV6)
+		return p->icmp_type == 129 || (p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143;
+	return p->protocol == IPPROTO_IGMP || (p->protocol == IPPROTO_ICMP && p->icmp_type == 0);
 }
 
 /* RFC 792, RFC 4443 2.1: messages about other packets. */

@@ -7,7 +7,7 @@
  *   2. loopback passes, unless its source is forged; a socket's own ICMP errors are dropped
  *   3. a flow that was admitted goes on for as long as the peer that admitted it
  *   4. answers to what came in from outside pass
- *   5. neighbour discovery on the link passes
+ *   5. neighbour discovery on the link passes, and what keeps a host on its network
  *   6. the trusted resolvers are always reachable
  *   7. an address that DNS taught passes on the ports of the peer that its name belongs to
  *   8. an address inside a prefix of the policy, the same
@@ -22,12 +22,13 @@ struct subject {
 	u32 policy;
 	u32 flags;
 	u32 generation;
+	u32 shadow;
 	u8 hook;
 };
 
 static __always_inline int passes(enum reason reason)
 {
-	return reason >= ALLOWED && reason <= NEIGHBOUR;
+	return reason >= ALLOWED && reason <= HOUSEKEEPING;
 }
 
 static __always_inline void count(u32 policy, enum reason reason)
@@ -85,6 +86,14 @@ static __always_inline void send_event(const struct subject *who, void *event, u
 		count(policy, EVENTS_LOST);
 }
 
+static __always_inline void tell_process(struct event *e, const struct socket *s)
+{
+	if (!s)
+		return;
+	e->pid = s->pid;
+	__builtin_memcpy(e->comm, s->comm, COMM);
+}
+
 static __always_inline void tell(const struct subject *who, const struct tuple *t, const struct socket *s,
 				 enum reason reason)
 {
@@ -96,10 +105,7 @@ static __always_inline void tell(const struct subject *who, const struct tuple *
 		return;
 	}
 	fill_event(&e, who, t, reason, now);
-	if (s) {
-		e.pid = s->pid;
-		__builtin_memcpy(e.comm, s->comm, COMM);
-	}
+	tell_process(&e, s);
 	send_event(who, &e, sizeof(e));
 }
 
@@ -107,6 +113,8 @@ static __always_inline void tell(const struct subject *who, const struct tuple *
 static __always_inline int conclude(void *ctx, struct subject *who, const struct tuple *t, const struct socket *s,
 				    enum reason reason)
 {
+	if (who->shadow)
+		return PASS;
 	count(who->policy, reason);
 	if (!passes(reason) || (reason == ALLOWED && (who->flags & TRACE))) {
 		who->socket = bpf_get_socket_cookie(ctx);
@@ -123,9 +131,14 @@ static __always_inline int is_resolver(u32 policy, const u8 *address, const u8 *
 	return resolvers.lookup(&key) != NULL;
 }
 
+static __always_inline int is_dns_port(const u8 *port)
+{
+	return port[0] == 0 && port[1] == DNS_PORT;
+}
+
 static __always_inline int may_be_resolver(u32 flags, const u8 *port)
 {
-	return (port[0] == 0 && port[1] == DNS_PORT) || (flags & RESOLVER_PORTS);
+	return is_dns_port(port) || (flags & RESOLVER_PORTS);
 }
 
 /* The bits of all sets of ports that hold this protocol and port. */
@@ -221,6 +234,12 @@ static __always_inline enum reason ask_prefixes(struct subject *who, const struc
 	return reason;
 }
 
+/* Where questions are checked, those that are not read are refused. */
+static __always_inline int unread_question(const struct subject *who, const struct tuple *t)
+{
+	return (who->flags & ONLY_ALLOWED_NAMES) && t->protocol != IPPROTO_UDP;
+}
+
 static __always_inline enum reason judge(struct subject *who, const struct tuple *t)
 {
 	enum reason by_grant, by_prefix;
@@ -229,7 +248,7 @@ static __always_inline enum reason judge(struct subject *who, const struct tuple
 	if (may_be_resolver(who->flags, t->remote_port) &&
 	    (t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_TCP) &&
 	    is_resolver(who->policy, t->remote, t->remote_port))
-		return RESOLVER;                                              /* 6 */
+		return unread_question(who, t) ? QUESTION_UNREAD : RESOLVER;  /* 6 */
 	ports = find_ports(who->policy, t->protocol, t->remote_port);
 	by_grant = ask_grants(who, t, ports);                                 /* 7 */
 	if (by_grant == ALLOWED)

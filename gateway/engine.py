@@ -73,7 +73,7 @@ class Engine:
             self.datapath: Datapath = datapath.load(where.pins)
             where.cgroup.mkdir(exist_ok=True)
             shallowest, deepest = cgroups.levels(where.cgroup, 1)
-            self.datapath["settings"][0] = (shallowest, deepest)
+            self.datapath.set(shallowest=shallowest, deepest=deepest)
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
             self.datapath.attach(where.cgroup)
             self.tidy()
@@ -233,12 +233,12 @@ class Engine:
 
     def _forget_questions(self, workload: int) -> None:
         for turn in range(contract().constant("OPEN_QUESTIONS")):
-            found = self.datapath["asked"].get((workload, turn))
+            found = self.datapath["question_ring"].get((workload, turn))
             if found is None:
                 break
             # struct asked is nothing but the question's key.
             self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found)))
-            self.datapath["asked"].discard((workload, turn))
+            self.datapath["question_ring"].discard((workload, turn))
         self.datapath["tallies"].discard(workload)
 
     def _purge(self, number: int) -> None:

@@ -66,7 +66,8 @@ def datapath(cgroup_root: Path) -> Iterator[bpf_datapath.Datapath]:
     root = BPFFS / cgroup_root.name
     try:
         loaded = bpf_datapath.load(root)
-        loaded["settings"][0] = cgroups.levels(cgroup_root, 3)
+        shallowest, deepest = cgroups.levels(cgroup_root, 3)
+        loaded.set(shallowest=shallowest, deepest=deepest)
         yield loaded
         for folder in (cgroup_root, *(p for p in cgroup_root.rglob("*") if p.is_dir())):
             loaded.detach(folder)

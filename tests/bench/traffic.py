@@ -132,8 +132,8 @@ def _folders(bench: Bench) -> Iterator[dict[str, Path]]:
         for protocol in (6, 17):
             bench.service(mine, 4, protocol, int(port))
     bench.d.attach(held)
-    depth = cgroups.levels(root, 1)
-    bench.d["settings"][0] = depth
+    shallowest, deepest = cgroups.levels(root, 1)
+    bench.d.set(shallowest=shallowest, deepest=deepest)
     try:
         yield {"unfiltered": free, "unfiltered again": free, "filtered": held}
     finally:

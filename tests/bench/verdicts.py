@@ -38,7 +38,8 @@ def laid(flags: tuple[str, ...]) -> Iterator[Bench]:
     network.join(other)
     loaded = datapath.load(root, flags)
     try:
-        loaded["settings"][0] = cgroups.levels(folder, 1)
+        shallowest, deepest = cgroups.levels(folder, 1)
+        loaded.set(shallowest=shallowest, deepest=deepest)
         bench = Bench(loaded, workload, network)
         fill(bench)
         yield bench

@@ -35,7 +35,10 @@ CLONE_NEWNET = 0x40000000
 IFINDEX = 40  # offset in struct __sk_buff (linux/bpf.h)
 REASONS = contract().enumerators("reason")
 FLAGS = {name: value for value, name in contract().enumerators("flag").items()}
-WRITTEN_BY_PROGRAMS = ("grants", "questions", "flows", "inbounds", "claims", "asked", "tallies")
+WRITTEN_BY_PROGRAMS = (
+    *("grants", "grant_ring", "holdings", "questions", "question_ring", "tallies"),
+    *("flows", "flow_ring", "inbounds", "inbound_ring", "carried", "claims"),
+)
 SECOND = 10**9
 LATER = 3600 * SECOND
 

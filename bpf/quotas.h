@@ -1,0 +1,178 @@
+/* quotas.h: how much of the shared tables one workload, or one peer of a policy, may hold.
+ *
+ * Rules this file obeys:
+ *   - Each workload has a ring of places for its questions, one for its flows that are put aside and one for
+ *     the peers outside that it may answer; each peer of a policy has one for the addresses it holds. Who has
+ *     no place has no row in the table behind it: so nobody takes the room of another, and nothing needs a
+ *     sweeper. Rings are kept here, in the kernel, and go on when the agent is dead.
+ *   - A new row takes the place of one that is over: an expired grant, a silent flow. A few places are looked
+ *     at, from where the last search ended. Where none is over the new row is refused and counted; what is
+ *     alive stays. (Questions are over as soon as there are too many: the oldest goes.)
+ *   - Two CPUs may take the same place at the same moment. One row then has no place and stays until its
+ *     workload or policy goes; nothing is admitted by it that would not be.
+ */
+
+static __always_inline struct settings *setting(void)
+{
+	u32 zero = 0;
+
+	return settings.lookup(&zero);
+}
+
+static __always_inline struct tally *tally_of(u64 workload)
+{
+	struct tally fresh = {}, *tally = tallies.lookup(&workload);
+
+	if (tally)
+		return tally;
+	tallies.insert(&workload, &fresh);
+	return tallies.lookup(&workload);
+}
+
+/* The place after the last one that was looked at. */
+static __always_inline u64 turn_of(u64 *ring, u32 quota)
+{
+	return quota ? (*ring)++ % quota : 0;
+}
+
+static __always_inline int keep_question(u64 workload, struct question_key *key, struct question *value)
+{
+	struct tally *tally = tally_of(workload);
+	struct place place = {.workload = workload};
+	struct asked *oldest, now = {.question = *key};
+
+	if (!tally)
+		return -1;
+	place.number = turn_of(&tally->questions, OPEN_QUESTIONS);
+	oldest = question_ring.lookup(&place);
+	if (oldest) {
+		struct question_key old = oldest->question;
+
+		questions.delete(&old);
+	}
+	return question_ring.update(&place, &now) || questions.update(key, value);
+}
+
+static __always_inline int flow_is_over(const struct flow *flow, u64 now)
+{
+	return !flow || flow->seen + FLOW_SECONDS * 1000000000ULL < now;
+}
+
+static __always_inline int keep_flow(u64 workload, const struct flow_key *key, const struct flow *value)
+{
+	struct put_aside here = {.flow = *key}, *there;
+	struct place place = {.workload = workload};
+	struct settings *s = setting();
+	struct tally *tally;
+
+	if (flows.lookup((struct flow_key *)key))
+		return flows.update((struct flow_key *)key, (struct flow *)value);
+	tally = tally_of(workload);
+	if (!tally || !s)
+		return -1;
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		place.number = turn_of(&tally->flows, s->flows);
+		there = flow_ring.lookup(&place);
+		if (there) {
+			struct flow_key old = there->flow;
+
+			if (!flow_is_over(flows.lookup(&old), value->seen))
+				continue;
+			flows.delete(&old);
+		}
+		return flow_ring.update(&place, &here) || flows.update((struct flow_key *)key, (struct flow *)value);
+	}
+	return -1;
+}
+
+static __always_inline int inbound_is_over(const struct inbound *inbound, u64 now, int crowded)
+{
+	u64 lasts = crowded && inbound && inbound->answered ? ANSWERED_SECONDS : INBOUND_SECONDS;
+
+	return !inbound || inbound->seen + lasts * 1000000000ULL < now;
+}
+
+static __always_inline int keep_inbound(struct inbound_key *key, struct inbound *value)
+{
+	struct came here = {.inbound = *key}, *there;
+	struct place place = {.workload = key->workload};
+	struct tally *tally = tally_of(key->workload);
+	struct settings *s = setting();
+
+	if (!tally || !s)
+		return -1;
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		place.number = turn_of(&tally->inbounds, s->inbounds);
+		there = inbound_ring.lookup(&place);
+		if (there) {
+			struct inbound_key old = there->inbound;
+
+			if (!inbound_is_over(inbounds.lookup(&old), value->seen, 1))
+				continue;
+			inbounds.delete(&old);
+		}
+		return inbound_ring.update(&place, &here) || inbounds.update(key, value);
+	}
+	return -1;
+}
+
+static __always_inline struct holding *holding_of(u64 policy, u64 peer)
+{
+	struct rule_key key = {.policy = policy, .peer = peer};
+	struct holding fresh = {}, *found = holdings.lookup(&key);
+
+	if (found)
+		return found;
+	holdings.insert(&key, &fresh);
+	return holdings.lookup(&key);
+}
+
+/* Whether a peer's grant of an address is over. Of a row in which all are over nothing is left: it goes, but
+ * only after a while, since the very name may be asked for again at this moment, on another CPU. */
+static __always_inline int grant_is_over(struct grant_key *key, u64 peer, struct holding *all, u64 now)
+{
+	struct grant *grant = grants.lookup(key);
+	u64 mine = 0, last = 0;
+
+	if (!grant)
+		return 1;
+#pragma unroll
+	for (int i = 0; i < PEERS; i++) {
+		u64 until = grant->slots[i].peer ? grant->slots[i].expires : 0;
+
+		mine = grant->slots[i].peer == peer ? until : mine;
+		last = until > last ? until : last;
+	}
+	if (mine >= now)
+		return 0;
+	if (last + 10 * 1000000000ULL < now && !grants.delete(key))
+		__sync_fetch_and_add(&all->rows, -1);
+	return 1;
+}
+
+/* The next place for one more address of a peer: NONE where it was free and is taken now, else why not. */
+static __always_inline enum reason take_place(u64 policy, u64 peer, const u8 *address, u64 now)
+{
+	struct holding *mine = holding_of(policy, peer), *all = holding_of(policy, 0);
+	struct holder holder = {.policy = policy, .peer = peer};
+	struct settings *s = setting();
+	struct held here, *there;
+
+	if (!mine || !all || !s)
+		return GRANTS_FULL;
+	copy_address(here.address, address);
+	holder.number = turn_of(&mine->number, s->addresses);
+	there = grant_ring.lookup(&holder);
+	if (there) {
+		struct grant_key old ALIGNED = {.policy = policy};
+
+		copy_address(old.address, there->address);
+		if (!grant_is_over(&old, peer, all, now))
+			return NAME_FULL;
+	}
+	if (all->rows >= (u64)s->addresses * GRANTS_PER_POLICY)
+		return NAME_FULL;
+	return grant_ring.update(&holder, &here) ? GRANTS_FULL : NONE;
+}
