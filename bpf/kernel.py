@@ -131,8 +131,8 @@ def pin(fd: int, path: Path) -> None:
 
 
 def create_map(wanted: Map) -> int:
-    """A map of the contract. Socket storage needs BTF to say how large a value is; a table of maps needs one of
-    them as the model of all."""
+    """A map of the contract. Socket storage needs BTF to say how large a value is; a table of maps needs one
+    of them as the model of all."""
     options = ffi.new("struct map_options *")
     options.sz, options.map_flags = ffi.sizeof("struct map_options"), wanted.flags
     model, types = -1, ffi.NULL
