@@ -69,7 +69,7 @@ class State(IntEnum):
     BOUND_INACTIVE = 13  # Linux 6.8
 
 
-ALL_STATES = 0xFFFFFFFF & ~(1 << State.TIME_WAIT)
+ALL_STATES = 0xFFFFFFFF & ~(1 << State.TIME_WAIT)  # which there may be thousands of, none with a socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ def destroy(found: Socket) -> bool:
     """Ends a socket of this network namespace; False where it was gone already.
 
     Its owner gets ECONNABORTED at once, from a call that is waiting or from the next; the peer of a TCP
-    connection gets a reset. A UDP socket stays open, unconnected. One that shares all its addresses and ports
-    with another (SO_REUSEPORT) may not be found by the kernel, which is False too.
+    connection gets a reset. A UDP socket stays open, unconnected. Of unconnected ones that share address and
+    port (SO_REUSEPORT) the kernel looks at one only: for the others this is False too.
 
     Raises :class:`OSError`: EOPNOTSUPP where the kernel can't (CONFIG_INET_DIAG_DESTROY, or the protocol),
     EPERM without CAP_NET_ADMIN.
