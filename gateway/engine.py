@@ -40,6 +40,7 @@ class Held:
     about: dict[str, Any]
     written: Written
     cgroups: dict[Path, int] = field(default_factory=dict)  # to their ids
+    ended: list[str] = field(default_factory=list)  # at the adoption: as Engine.update() returns
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -121,6 +122,8 @@ class Engine:
                         if cgroups.has_id(Path(path), identity)
                     }
                 self._describe(held, policy, options)
+                if there:
+                    held.ended = self._end_withdrawn(held)
             except BaseException:
                 os.close(state)
                 if not before:
@@ -130,13 +133,11 @@ class Engine:
 
     def update(self, held: Held, policy: Policy, options: Options) -> list[str]:
         """Changes a policy in place: grants stay, flows of what was withdrawn end. What ended, in words."""
-        from gateway.open_sockets import end_withdrawn  # late: few commands change anything
-
         with locked(self.where):
             held.written = self.numbers.write(held.number, policy, options, held.written)
             self._trust_local(options)
             self._describe(held, policy, options)
-        return end_withdrawn(self.datapath, held.number, self._below(held), self._processes(held))
+        return self._end_withdrawn(held)
 
     def release(self, held: Held) -> None:
         """Takes a policy away; its cgroups are nobody's business any more."""
@@ -199,6 +200,11 @@ class Engine:
         if found is not None and int(found.policy) == held.number:
             self.datapath["workloads"].discard(identity)
         self.forget_rings(identity)
+
+    def _end_withdrawn(self, held: Held) -> list[str]:
+        from gateway.open_sockets import end_withdrawn  # late: few commands change anything
+
+        return end_withdrawn(self.datapath, held.number, self._below(held), self._processes(held))
 
     def _below(self, held: Held) -> set[int]:
         return set[int]().union(*(cgroups.ids_below(path) for path in held.cgroups))
