@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf import datapath, kernel
+from bpf import datapath, kernel, versions
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import Address, address, pack_address
@@ -70,7 +70,9 @@ class Engine:
         self.place = where
         with locked(where):
             place.ensure_bpffs(where)
-            self.datapath: Datapath = datapath.load(where.pins)
+            self.datapath: Datapath = versions.bring_up(
+                where.pins, where.run, (where.cgroup, where.hierarchy)
+            )
             where.cgroup.mkdir(exist_ok=True)
             shallowest, deepest = cgroups.levels(where.cgroup, 1)
             self.datapath.set(shallowest=shallowest, deepest=deepest)
