@@ -75,12 +75,9 @@ ffi.cdef(
                        uint32_t *count);
     int bpf_prog_get_fd_by_id(uint32_t id);
     int bpf_map_get_fd_by_id(uint32_t id);
-<<<<<<< HEAD
-=======
     int bpf_link_create(int prog, int target, int type, const struct link_options *options);
     int bpf_iter_create(int link);
     int libbpf_find_vmlinux_btf_id(const char *name, int type);
->>>>>>> swap
     int bpf_prog_test_run_opts(int prog, struct test_run *opts);
     int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
     int libbpf_num_possible_cpus(void);
@@ -273,8 +270,6 @@ def map_by_id(number: int) -> int:
     return _checked(_lib.bpf_map_get_fd_by_id(number), f"map {number}")
 
 
-<<<<<<< HEAD
-=======
 def wait_for_programs() -> None:
     """Returns when every program that was running at the call has ended.
 
@@ -310,7 +305,6 @@ def iterate(program: int, table: int) -> int:
         os.close(link)
 
 
->>>>>>> swap
 def possible_cpus() -> int:
     return _checked(_lib.libbpf_num_possible_cpus(), "possible CPUs")
 

@@ -60,7 +60,7 @@ class Engine:
         self.where = where
         with locked(where):
             place.ensure_bpffs(where)
-self.datapath: Datapath = versions.bring_up(
+            self.datapath: Datapath = versions.bring_up(
                 where.pins, where.run, (where.cgroup, where.hierarchy)
             )
             self.numbers = Numbers(self.datapath)
