@@ -68,6 +68,7 @@ ffi.cdef(
     int bpf_prog_query(int target, int type, uint32_t flags, uint32_t *attach_flags, uint32_t *ids,
                        uint32_t *count);
     int bpf_prog_get_fd_by_id(uint32_t id);
+    int bpf_map_get_fd_by_id(uint32_t id);
     int bpf_prog_test_run_opts(int prog, struct test_run *opts);
     int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
     int libbpf_num_possible_cpus(void);
@@ -136,7 +137,7 @@ def create_map(wanted: Map) -> int:
     options = ffi.new("struct map_options *")
     options.sz, options.map_flags = ffi.sizeof("struct map_options"), wanted.flags
     model, types = -1, ffi.NULL
-    if wanted.kind in ("rings", "automata"):
+    if wanted.is_outer:
         model = create_ring(4096) if wanted.kind == "rings" else create_array(wanted.inner_size, 1)
         options.inner_map_fd = model
     if wanted.kind == "storage":
@@ -231,6 +232,10 @@ def attached(cgroup: int, hook: int) -> list[int]:
 
 def program_by_id(number: int) -> int:
     return _checked(_lib.bpf_prog_get_fd_by_id(number), f"program {number}")
+
+
+def map_by_id(number: int) -> int:
+    return _checked(_lib.bpf_map_get_fd_by_id(number), f"map {number}")
 
 
 def possible_cpus() -> int:

@@ -170,7 +170,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from gateway import allow, place, policy, resolvers
-    from gateway.engine import Options
+    from gateway.numbers import Options
     from gateway.records import Egress
     from gateway.run import Request, run
     from routing.own import namespace_cookie, own_addresses

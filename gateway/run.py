@@ -26,7 +26,9 @@ from bpf import kernel
 from bpf.datapath import other_layouts
 from bpf.events import SENTENCES, decode
 from gateway import place
-from gateway.engine import Admitted, Engine, Options
+from gateway.commands import admit, dismiss
+from gateway.engine import Engine, Held
+from gateway.numbers import Options
 from gateway.policy import Policy
 from gateway.privileges import User, become, confine, environment, invoking_user
 from gateway.report import Report
@@ -54,8 +56,8 @@ def run(request: Request, where: place.Place) -> int:
     for layout in other_layouts(where.pins):
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
-    about = {"kind": "command", "command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
-    admitted = engine.admit(name, request.policy, request.options, about)
+    about = {"command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
+    admitted = admit(engine, name, request.policy, request.options, about)
     report = Report()
     lost, left = 0, []
     try:
@@ -64,22 +66,21 @@ def run(request: Request, where: place.Place) -> int:
         status = _supervise(request, user, admitted, report, (where.pins, where.run))
     finally:
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
-        left = engine.dismiss(admitted)
+        left = dismiss(engine, admitted)
         engine.close()
     learned = _tell(request, user, report, lost, left)
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-def _supervise(
-    request: Request, user: User, admitted: Admitted, report: Report, hidden: tuple[Path, ...]
-) -> int:
+def _supervise(request: Request, user: User, admitted: Held, report: Report, hidden: tuple[Path, ...]) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
+    (cgroup,) = admitted.cgroups
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
     try:
         process = subprocess.Popen(
             request.command,
             env=environment(user),
-            preexec_fn=confine(user, admitted.cgroup, hidden),
+            preexec_fn=confine(user, cgroup, hidden),
         )
         with _forwarding(process):
             status = _wait(process, ring)

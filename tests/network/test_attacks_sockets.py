@@ -13,7 +13,9 @@ import pytest
 
 from gateway import allow, policy, resolvers
 from gateway import place as places
-from gateway.engine import Engine, Options
+from gateway.commands import admit, dismiss
+from gateway.engine import Engine
+from gateway.numbers import Options
 from tests.network.conftest import REFUSED4, REFUSED6, ZONE
 from tests.network.workload import python
 from tests.topology import ODD, end
@@ -142,12 +144,13 @@ def raw_workload(lab, code, *allowed, resolver=ODD):
     wanted = policy.union([allow.egress(list(allowed), audit=False)])
     options = Options(resolvers=(resolvers.parse(resolver),), trace=True)
     about = {"kind": "command", "command": ["a test"], "pid": 0}
-    admitted = engine.admit(f"raw-{id(code):x}", wanted, options, about)
+    admitted = admit(engine, f"run-raw-{id(code):x}", wanted, options, about)
+    (cgroup,) = admitted.cgroups
     process = lab.pod.start(
         "sh",
         "-c",
         'echo $$ >$0/cgroup.procs; exec "$@"',
-        admitted.cgroup,
+        cgroup,
         *python(code),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -156,7 +159,7 @@ def raw_workload(lab, code, *allowed, resolver=ODD):
         yield process, lambda: engine.counters(admitted.number)
     finally:
         end(process)
-        engine.dismiss(admitted)
+        dismiss(engine, admitted)
         engine.close()
 
 
