@@ -139,6 +139,12 @@ class Engine:
             self._describe(held, policy, options)
         return self._end_withdrawn(held)
 
+    def readdress(self, held: Held, options: Options) -> None:
+        """Other addresses, resolvers or search suffixes; the policy is the same."""
+        with locked(self.where):
+            held.written = self.numbers.readdress(held.number, options, held.written)
+            self._trust_local(options)
+
     def release(self, held: Held) -> None:
         """Takes a policy away; its cgroups are nobody's business any more."""
         with locked(self.where):
@@ -176,6 +182,7 @@ class Engine:
                 adopt(self.datapath, held.number, ids, pids)  # what was accepted meanwhile
             held.cgroups[path] = identity
             self._describe_cgroups(held)
+            self._share_room()
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""
@@ -246,20 +253,28 @@ class Engine:
 
     def forget_rings(self, workload: int) -> None:
         """What a workload has in the rings of quotas.h, and in the tables behind them."""
-        for ring, table, quota in RINGS:
-            for number in range(self._quota(quota)):
+        tally = self.datapath["tallies"].get(workload)
+        for ring, table, most in RINGS if tally else ():
+            for number in range(min(int(getattr(tally, table)), contract().constant(most))):
                 found = self.datapath[ring].get((workload, number))
-                if found is None:
-                    break
-                # A place holds nothing but the row's key.
-                self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
-                self.datapath[ring].discard((workload, number))
+                if found is not None:  # a place holds nothing but the row's key
+                    self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
+                    self.datapath[ring].discard((workload, number))
         self.datapath["tallies"].discard(workload)
 
-    def _quota(self, name: str) -> int:
-        if name.isupper():
-            return contract().constant(name)
-        return int(getattr(self.datapath["settings"][0], name))
+    def _share_room(self) -> None:
+        """Quotas such that all workloads together fit into the tables."""
+        held = states(self.where)
+        workloads = max(1, sum(len(state["cgroups"]) for state in held))
+        constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
+        self.datapath.set(
+            flows=min(constant("FLOWS"), entries["flows"] // workloads),
+            inbounds=min(constant("INBOUNDS"), entries["inbounds"] // workloads),
+            addresses=min(
+                constant("ADDRESSES"),
+                entries["grants"] // (constant("GRANTS_PER_POLICY") * max(1, len(held))),
+            ),
+        )
 
     def _trust_local(self, options: Options) -> None:
         for resolver in options.resolvers:
@@ -277,11 +292,11 @@ class Engine:
                 table.remove_raw(raw)
 
 
-# Ring, the table behind it, and how many places there are: a constant, or a field of the settings.
+# Ring, the table behind it (also the field of struct tally), and the constant of most places.
 RINGS = (
     ("question_ring", "questions", "OPEN_QUESTIONS"),
-    ("flow_ring", "flows", "flows"),
-    ("inbound_ring", "inbounds", "inbounds"),
+    ("flow_ring", "flows", "FLOWS"),
+    ("inbound_ring", "inbounds", "INBOUNDS"),
 )
 NOTHING_SAID: dict[str, Any] = {
     "command": [],

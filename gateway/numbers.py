@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpf import datapath, kernel
@@ -85,10 +85,7 @@ class Numbers:
         held, old = (before.tables, before.rows) if before else (None, {})
         automaton, left_out = automata.automaton_of(policy)
         wanted = tables.compile(policy, number, held, automaton)
-        rows = _option_rows(number, options)
-        for (name, key), value in rows.items():
-            if old.get((name, key)) != value:
-                self.datapath[name][key] = value
+        rows = self._add_rows(number, options, old)
         for map_name, key, value in tables.difference(held, wanted).steps:
             if isinstance(value, Flags):
                 self._set_policy(number, value, wanted.patterns is not None, options, grown=0)
@@ -97,10 +94,15 @@ class Numbers:
                 self._set_automaton(number, value)
             else:
                 datapath.write(self.datapath.tables, map_name, key, value)
-        for name, key in old.keys() - rows.keys():
-            self.datapath[name].discard(key)
+        self._remove_rows(old, rows)
         self._set_policy(number, wanted.flags, wanted.patterns is not None, options, grown=1)
         return Written(wanted, rows, (*wanted.problems, *left_out))
+
+    def readdress(self, number: int, options: Options, before: Written) -> Written:
+        """Changes the rows that `options` ask for, and nothing of the policy."""
+        rows = self._add_rows(number, options, before.rows)
+        self._remove_rows(before.rows, rows)
+        return replace(before, rows=rows)
 
     def read_back(self, number: int) -> Written:
         """What an earlier process wrote under a number."""
@@ -147,6 +149,17 @@ class Numbers:
         }
         return {name: count for name, count in found.items() if count}
 
+    def _add_rows(self, number: int, options: Options, before: Mapping[Row, object]) -> Mapping[Row, object]:
+        rows = _option_rows(number, options)
+        for (name, key), value in rows.items():
+            if before.get((name, key)) != value:
+                self.datapath[name][key] = value
+        return rows
+
+    def _remove_rows(self, before: Mapping[Row, object], rows: Mapping[Row, object]) -> None:
+        for name, key in before.keys() - rows.keys():
+            self.datapath[name].discard(key)
+
     def _set_policy(
         self, number: int, flags: Flags, has_patterns: bool, options: Options, grown: int
     ) -> None:
@@ -155,6 +168,7 @@ class Numbers:
         bits |= constant("PATTERNS") if has_patterns else 0
         bits |= constant("TRACE") if options.trace else 0
         bits |= constant("HOST") if options.host else 0
+        bits |= constant("OWN_SOURCES") if options.own else 0
         bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
         before = self.datapath["policies"][number]
         self.datapath["policies"][number] = (
