@@ -20,6 +20,7 @@ from typing import Any
 from dnslib import QTYPE, RR, A, DNSRecord
 
 RESOLVER = "192.0.2.53"
+ETH_P_ALL, PACKET_OUTGOING = 3, 4  # packet(7)
 
 
 def python(code: str) -> list[str]:
