@@ -168,7 +168,9 @@ COMPLETE = f"""
 
 
 @EITHER
-def test_ATTACK_a_call_from_outside_is_forged_over_loopback_and_a_friend_completes_it(lab, arena, spy, defended):
+def test_ATTACK_a_call_from_outside_is_forged_over_loopback_and_a_friend_completes_it(
+    lab, arena, spy, defended
+):
     workload = arena.workload(SITE4, SITE6, without="" if defended else OUTSIDE)
     before = workload.counters()
     secret = f"{defended} secret"  # the undefended one is sent again and again

@@ -145,7 +145,7 @@ def send_raw(to: str, whole: bytes, broadcast: bool = False) -> None:
 def frame(device: str, whole: bytes) -> None:
     """Past the sockets' hooks, onto the device (packet(7)): needs NET_RAW."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x800)) as sock:
-        sock.sendto(whole, (device, 0x800))
+        sock.sendto(whole, (device, 0x800, 0, 0, bytes(6)))  # loopback has no other address
 
 
 def forge(source: str, source_port: int, to: str, port: int, data: bytes, broadcast: bool = False) -> None:
