@@ -8,6 +8,9 @@
  *     keys are in network order. Times are nanoseconds of CLOCK_BOOTTIME.
  *   - A change of anything here changes the hash under which maps are pinned (contract.py), so that maps
  *     of another layout are never used by mistake.
+ *   - Rows of another layout are taken over by the names of fields, flags and reasons (migrate.py): so a name
+ *     keeps its meaning for ever, and what means something else gets another name. `shadow` and `carrying`
+ *     of struct settings are what versions talk to each other by: they stay.
  */
 
 enum limit {
@@ -98,6 +101,9 @@ enum flag {
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
 
 enum verdict { DROP, PASS, WOULD_DROP };
+
+/* What one stage hands to the next in the packet's control block; two versions may share one table of stages. */
+enum control { CB_SLATE, CB_OFFSET, CB_HOOK, CB_WORKLOAD, CB_WORKLOAD_HIGH };
 
 enum stage { STAGE_QUESTION, STAGE_ASK, STAGE_ANSWER, STAGE_PATTERNS, STAGE_RECORDS, STAGE_GRANTS, STAGES };
 

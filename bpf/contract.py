@@ -30,8 +30,8 @@ KINDS = {
     "automata": ("array_of_maps", 12, 0),
     "storage": ("sk_storage", 24, 1 | 1 << 9),
 }
-ARRAY, RING = 2, 27
 BYTES = ("uint8_t", "char")
+ARRAY, ARRAY_OF_MAPS, RING = 2, 12, 27
 INNER_MAP = 1 << 12  # BPF_F_INNER_MAP (Linux 5.10): inner arrays of one table may differ in length
 
 TYPES = """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,18 +138,18 @@ class Datapath:
 
     def attach(self, cgroup: Path, names: tuple[str, ...] = DECIDING) -> None:
         """Attaches what is missing to `cgroup`, then detaches older programs of ours."""
+        self.join(cgroup, names)
+        mine = {kernel.program_info(program).id for program in self.programs.values()}
+        pinned = [path for name in names for path in self.root.glob(f"programs-*/{name}")]
+        detach_programs(cgroup, identities(pinned).keys() - mine)
+
+    def join(self, cgroup: Path, names: Iterable[str]) -> None:
+        """Attaches what is missing to `cgroup`, behind whatever is there."""
         with open_folder(cgroup) as target:
             for name in names:
                 program, hook = self.programs[name], HOOKS[name].attach
-                mine = kernel.program_info(program).id
-                there = kernel.attached(target, hook)
-                if mine not in there:
+                if kernel.program_info(program).id not in kernel.attached(target, hook):
                     kernel.attach(program, target, hook)
-                ours = pinned_programs(self.root, name)
-                for number in there:
-                    if number != mine and number in ours:
-                        with program_by_id(number) as old:
-                            kernel.detach(old, target, hook)
 
     def attached(self, cgroup: Path) -> list[str]:
         """Names of our programs that are attached to `cgroup`."""
@@ -167,26 +167,33 @@ class Datapath:
 
 def pinned_programs(root: Path, name: str) -> set[int]:
     """Ids of all programs pinned under this name, of any version."""
-    numbers = set()
-    for path in root.glob(f"programs-*/{name}"):
+    return set(identities(root.glob(f"programs-*/{name}")))
+
+
+def identities(paths: Iterable[Path]) -> dict[int, Path]:
+    """Pinned programs by their ids."""
+    found = {}
+    for path in paths:
         fd = kernel.get(path)
-        numbers.add(int(kernel.program_info(fd).id))
+        found[int(kernel.program_info(fd).id)] = path
         os.close(fd)
-    return numbers
+    return found
+
+
+def detach_programs(cgroup: Path, numbers: Collection[int]) -> list[int]:
+    """Detaches these programs wherever they are attached to `cgroup`, at hooks of any version; their ids."""
+    with open_folder(cgroup) as target:
+        gone = [(hook, number) for hook, number in kernel.attachments(target) if number in numbers]
+        for hook, number in gone:
+            with program_by_id(number) as program:
+                kernel.detach(program, target, hook)
+    return [number for _, number in gone]
 
 
 def detach_all(root: Path, cgroup: Path) -> list[str]:
-    """Break-glass: needs no agent, no contract and no maps, only what is pinned."""
-    gone = []
-    with open_folder(cgroup) as target:
-        for name, hook in HOOKS.items():
-            ours = pinned_programs(root, name)
-            for number in kernel.attached(target, hook.attach):
-                if number in ours:
-                    with program_by_id(number) as program:
-                        kernel.detach(program, target, hook.attach)
-                    gone.append(name)
-    return gone
+    """Break-glass: needs no agent, no contract and no maps, only what is pinned. Names of what was there."""
+    ours = identities(root.glob("programs-*/*"))
+    return [ours[number].name for number in detach_programs(cgroup, ours.keys())]
 
 
 def load(root: Path, flags: tuple[str, ...] = ()) -> Datapath:

@@ -68,6 +68,8 @@ static __always_inline int same_tuple(const struct tuple *a, const struct tuple 
 	return x[1] == y[1] && x[3] == y[3] && x[4] == y[4] && x[0] == y[0] && x[2] == y[2];
 }
 
+/* convert.py knows this sum too, for flows whose state has another number in another version. Where versions
+ * differ in it, no seal holds: flows of datagrams are then judged anew. */
 static __always_inline u64 seal_of(const struct flow *f)
 {
 	const u64 *t = (const u64 *)&f->tuple;
@@ -186,7 +188,8 @@ static __always_inline int recall(struct flow *flow, const struct subject *who, 
 	return holds(flow, t) && !flow_is_over(flow, bpf_ktime_get_boot_ns());
 }
 
-/* Of what another layout of maps, or nobody, knew of this socket: for sockets that were there before. */
+/* Of what another layout of maps, or nobody, knew of this socket: for sockets that were there before. Who
+ * admitted a flow there counts: in the shadow another peer may have come first. */
 static __always_inline void take_over(struct socket *s, u64 cookie)
 {
 	struct socket *before = carried.lookup(&cookie);
@@ -198,7 +201,7 @@ static __always_inline void take_over(struct socket *s, u64 cookie)
 		s->pid = before->pid;
 		__builtin_memcpy(s->comm, before->comm, COMM);
 	}
-	if (!s->flow.state)
+	if (before->flow.state && (!s->flow.state || same_tuple(&s->flow.tuple, &before->flow.tuple)))
 		__builtin_memcpy(&s->flow, &before->flow, sizeof(s->flow));
 	s->passive |= before->passive;
 	carried.delete(&cookie);

@@ -7,13 +7,15 @@ architecture. Every function raises :class:`OSError` with the kernel's errno. So
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cffi import FFI
 
-from bpf.contract import ARRAY, INNER_MAP, RING, Map
+from bpf.contract import ARRAY, ARRAY_OF_MAPS, INNER_MAP, RING, Map
 
 ffi = FFI()
 ffi.cdef(
@@ -44,6 +46,10 @@ ffi.cdef(
         const void *line_info; uint32_t line_info_cnt, line_info_rec_size;
         uint32_t log_level, log_size; char *log_buf;
     };
+    struct link_options {
+        size_t sz; uint32_t flags; const uint32_t *iter_info; uint32_t iter_info_len, target_btf_id;
+        uint64_t cookie, reserved;
+    };
     struct ring_buffer;
     struct btf;
     struct btf *btf__new_empty(void);
@@ -69,6 +75,9 @@ ffi.cdef(
                        uint32_t *count);
     int bpf_prog_get_fd_by_id(uint32_t id);
     int bpf_map_get_fd_by_id(uint32_t id);
+    int bpf_link_create(int prog, int target, int type, const struct link_options *options);
+    int bpf_iter_create(int link);
+    int libbpf_find_vmlinux_btf_id(const char *name, int type);
     int bpf_prog_test_run_opts(int prog, struct test_run *opts);
     int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
     int libbpf_num_possible_cpus(void);
@@ -81,6 +90,8 @@ ffi.cdef(
 _lib = ffi.dlopen("libbpf.so.1")
 
 ALLOW_MULTI = 2
+HOOKS = 64  # values of enum bpf_attach_type that are tried
+TRACE_ITER = 28
 
 
 def _checked(result: int, what: str) -> int:
@@ -177,11 +188,15 @@ def create_array(size: int, entries: int) -> int:
     return _checked(_lib.bpf_map_create(ARRAY, b"automaton", 4, size, entries, options), "automaton")
 
 
-def load_program(name: str, code: bytes, kind: int, attach: int) -> int:
-    """Raises with the last words of the verifier's log."""
+def load_program(name: str, code: bytes, kind: int, attach: int, target: int = 0) -> int:
+    """`target` is the BTF id of the kernel's function that a tracing program is for, else 0.
+
+    Raises with the last words of the verifier's log.
+    """
     log = ffi.new("char[]", 1 << 16)
     options = ffi.new("struct load_options *")
     options.sz, options.attempts, options.expected_attach_type = ffi.sizeof("struct load_options"), 5, attach
+    options.attach_btf_id = target
     arguments = (kind, name.encode()[:15], b"GPL", code, len(code) // 8, options)
     fd = _lib.bpf_prog_load(*arguments)
     if fd < 0:
@@ -208,6 +223,14 @@ def program_info(fd: int) -> Any:
     return _info(fd, "struct prog_info")
 
 
+def program_maps(fd: int) -> list[int]:
+    """Ids of the maps that a program uses."""
+    ids, size = ffi.new("uint32_t[64]"), ffi.new("uint32_t *", ffi.sizeof("struct prog_info"))
+    info = ffi.new("struct prog_info *", {"nr_maps": 64, "map_ids": int(ffi.cast("uintptr_t", ids))})
+    _checked(_lib.bpf_obj_get_info_by_fd(fd, info, size), "object info")
+    return list(ids[0 : info.nr_maps])
+
+
 def _info(fd: int, kind: str) -> Any:
     info, size = ffi.new(f"{kind} *"), ffi.new("uint32_t *", ffi.sizeof(kind))
     _checked(_lib.bpf_obj_get_info_by_fd(fd, info, size), "object info")
@@ -230,12 +253,56 @@ def attached(cgroup: int, hook: int) -> list[int]:
     return list(ids[0 : count[0]])
 
 
+def attachments(cgroup: int) -> list[tuple[int, int]]:
+    """(hook, id of the program) of all that is attached to this very cgroup, at whatever hook there is."""
+    found = []
+    for hook in range(HOOKS):
+        with suppress(OSError):  # EINVAL: no hook of cgroups
+            found += [(hook, number) for number in attached(cgroup, hook)]
+    return found
+
+
 def program_by_id(number: int) -> int:
     return _checked(_lib.bpf_prog_get_fd_by_id(number), f"program {number}")
 
 
 def map_by_id(number: int) -> int:
     return _checked(_lib.bpf_map_get_fd_by_id(number), f"map {number}")
+
+
+def wait_for_programs() -> None:
+    """Returns when every program that was running at the call has ended.
+
+    A write to a table of maps promises that (maybe_wait_bpf_programs() in kernel/bpf/syscall.c, since 4.20).
+    """
+    model = create_ring(4096)
+    table = -1
+    try:
+        options = ffi.new("struct map_options *")
+        options.sz, options.inner_map_fd = ffi.sizeof("struct map_options"), model
+        table = _checked(_lib.bpf_map_create(ARRAY_OF_MAPS, b"wait", 4, 4, 1, options), "map of maps")
+        update(table, bytes(4), model.to_bytes(4, sys.byteorder))
+    finally:
+        for fd in (model, table):
+            if fd >= 0:
+                os.close(fd)
+
+
+def iterator_target(name: str) -> int:
+    """The BTF id that a program for the iterator `name` is loaded with; needs CONFIG_DEBUG_INFO_BTF."""
+    return _checked(_lib.libbpf_find_vmlinux_btf_id(name.encode(), TRACE_ITER), f"iterator {name}")
+
+
+def iterate(program: int, table: int) -> int:
+    """A descriptor from which is read what an iterator's program writes of each element of a map."""
+    which = ffi.new("uint32_t[4]", [table])
+    options = ffi.new("struct link_options *", {"sz": ffi.sizeof("struct link_options"), "iter_info": which})
+    options.iter_info_len = ffi.sizeof(which)
+    link = _checked(_lib.bpf_link_create(program, 0, TRACE_ITER, options), "iterator")
+    try:
+        return _checked(_lib.bpf_iter_create(link), "iterator")
+    finally:
+        os.close(link)
 
 
 def possible_cpus() -> int:

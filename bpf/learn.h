@@ -10,8 +10,6 @@
  *     the way out a program may be preempted by another, so that a slate is claimed first.
  */
 
-enum { CB_SLATE, CB_OFFSET, CB_HOOK, CB_WORKLOAD, CB_WORKLOAD_HIGH };
-
 static __always_inline struct slate *slate_of(struct __sk_buff *skb)
 {
 	u32 index = skb->cb[CB_SLATE];

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpf import datapath, kernel
+from bpf import kernel, versions
 from bpf.contract import contract
 from bpf.datapath import DECIDING, Datapath
 from bpf.events import address
@@ -60,7 +60,9 @@ class Engine:
         self.where = where
         with locked(where):
             place.ensure_bpffs(where)
-            self.datapath: Datapath = datapath.load(where.pins)
+            self.datapath: Datapath = versions.bring_up(
+                where.pins, where.run, (where.cgroup, where.hierarchy)
+            )
             self.numbers = Numbers(self.datapath)
             where.cgroup.mkdir(exist_ok=True)
             self._cover(*cgroups.levels(where.cgroup, 1))

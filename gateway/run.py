@@ -116,13 +116,13 @@ def _wait(process: subprocess.Popen[bytes], calls: dict[HasFileno, Callable[[], 
     end = os.pidfd_open(process.pid)
     try:
         with selectors.DefaultSelector() as waiting:
-            waiting.register(end, selectors.EVENT_READ)
+            waiting.register(end, selectors.EVENT_READ, process.poll)
             for readable, call in calls.items():
                 waiting.register(readable, selectors.EVENT_READ, call)
-            while end not in [key.fd for key, _events in (ready := waiting.select())]:
-                for key, _events in ready:
+            while process.returncode is None:
+                for key, _events in waiting.select():
                     key.data()
-        return process.wait()
+        return process.returncode
     finally:
         os.close(end)
 

@@ -46,23 +46,29 @@ POSIX = [  # which Python's re does not know
 ]
 QUANTIFIERS = [
     *(("*", 0, 3), ("+", 1, 3), ("?", 0, 1), ("*?", 0, 3), ("{2}", 2, 2), ("{1,3}", 1, 3), ("{0,2}", 0, 2)),
-    *(("{2,}", 2, 4), ("{0}", 0, 0), ("{0,300}", 0, 5), ("{1,3}?", 1, 3)),
+    *(("{2,}", 2, 4), ("{0}", 0, 0), ("{1,3}?", 1, 3)),
 ]
+WIDE = ("{0,300}", 0, 5)  # one within another is too large for RE2
 
 
-def node(chance: Random, depth: int, posix: bool) -> Node:
-    """A random expression; every kind of node may hold every other."""
-    kind = chance.choice(["symbol", "sequence", "choice", "repeat", "group"]) if depth else "symbol"
+def node(chance: Random, depth: int, posix: bool, repeats: bool = True) -> Node:
+    """A random expression; every kind of node may hold every other.
+
+    Without `posix` it is one for Python's `re`, which would take for ever over a repeat within another.
+    """
+    kinds = ["symbol", "sequence", "choice", "group", *["repeat"] * repeats]
+    kind = chance.choice(kinds) if depth else "symbol"
+    inner = repeats and (posix or kind != "repeat")
     if kind == "symbol":
         text, matched = chance.choice(SYMBOLS + POSIX * posix)
         return Node(text, lambda chance: chance.choice(matched))
-    parts = [node(chance, depth - 1, posix) for _ in range(chance.randint(1, 3))]
+    parts = [node(chance, depth - 1, posix, inner) for _ in range(chance.randint(1, 3))]
     if kind == "choice":
         empty = chance.random() < 0.1
         text = "|".join([part.text for part in parts] + [""] * empty)
         return Node(f"({text})", lambda chance: chance.choice(parts).sample(chance))
     if kind == "repeat":
-        quantifier, least, most = chance.choice(QUANTIFIERS)
+        quantifier, least, most = chance.choice(QUANTIFIERS + [WIDE] * posix)
         return Node(
             f"(?:{parts[0].text}){quantifier}",
             lambda chance: "".join(parts[0].sample(chance) for _ in range(chance.randint(least, most))),

@@ -35,14 +35,15 @@ def compiled(*texts):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32).map(Random))
 def test_it_matches_what_re_of_python_matches(chance):
-    made = node(chance, 4, posix=False)
-    texts = [near(chance, made.sample(chance)) for _ in range(20)]
-    matching = [text for text in texts if len(text) < 254 and re.fullmatch(made.text, text, re.A | re.I)]
+    made = node(chance, 3, posix=False)
+    # Short ones: where repeats are nested, `re` tries every way to divide the text among them.
+    texts = [text for _ in range(40) if len(text := near(chance, made.sample(chance))) < 16]
+    matching = [text for text in texts if re.fullmatch(made.text, text, re.A | re.I)]
     if not is_pattern(made.text):  # the only thing wrong with it can be that no name matches
         assert not list(filter(is_name, matching))
         return
     automaton = compiled(made.text).automaton
-    assert [text for text in texts if len(text) < 254 and automaton.peers(text)] == matching
+    assert [text for text in texts if automaton.peers(text)] == matching
     assert leads_to_a_name(automaton)
 
 

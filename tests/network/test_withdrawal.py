@@ -1,4 +1,4 @@
-"""A rule that goes away ends what it admitted, and nothing else: sockets, real names, a policy changed in place."""
+"""A rule that goes away ends what it admitted and nothing else: real sockets, a policy changed in place."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""The world around a workload under load: outside.py ADDRESS, until its input ends; tells as JSON what went.
+
+It echoes what comes by TCP to port 7 of any address. And it comes in to the workload's own server at ADDRESS:
+twenty connections at a time on TCP 8080, each of which is silent for a while before it sends a byte and waits
+for it to come back; and datagrams to UDP 8081.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+CONNECTIONS, SILENT = 20, 1.5
+count: Counter[str] = Counter()
+done = threading.Event()
+
+
+def echo() -> None:
+    """Many connections that speak little: one thread for all."""
+    with (
+        selectors.DefaultSelector() as waiting,
+        socket.create_server(
+            ("::", 7), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
+        ) as listener,
+    ):
+        waiting.register(listener, selectors.EVENT_READ)
+        print("ready", flush=True)
+        while not done.is_set():
+            for key, _ in waiting.select(0.5):
+                if key.fileobj is listener:
+                    waiting.register(listener.accept()[0], selectors.EVENT_READ)
+                    continue
+                held = key.fileobj
+                assert isinstance(held, socket.socket)
+                with suppress(OSError):
+                    if data := held.recv(64):
+                        held.sendall(data)
+                        continue
+                waiting.unregister(held)
+                held.close()
+
+
+def come_in(address: str) -> None:
+    with socket.create_connection((address, 8080), 5) as sock:
+        done.wait(random.uniform(0, SILENT))
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+
+
+def send_in(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.sendto(b"x", (address, 8081))
+        assert sock.recv(1) == b"x"
+    time.sleep(0.02)
+
+
+def again_and_again(call: Callable[[str], None], address: str) -> None:
+    while not done.is_set():
+        name = call.__name__
+        try:
+            call(address)
+            count[name] += 1
+        except (OSError, AssertionError) as error:
+            count[f"{name}_failed"] += 1
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+
+
+def main(address: str) -> None:
+    calls = [come_in] * CONNECTIONS + [send_in]
+    threads = [threading.Thread(target=echo)]
+    threads += [threading.Thread(target=again_and_again, args=(call, address)) for call in calls]
+    threads[0].start()
+    sys.stdin.readline()
+    for thread in threads[1:]:
+        thread.start()
+    sys.stdin.read()
+    done.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"come_in_failed": 0, "send_in_failed": 0, **count}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,161 @@
+"""Upgrades, downgrades and SIGKILL at any moment, under load: nothing is lost, nothing gets through.
+
+A workload of one version runs all the time: fresh names, open connections whose grants ran out, peers that
+come in, a prober of what is denied. Meanwhile other versions start one after the other, each takes the kernel
+half over from the one before, and each is killed at some moment of that.
+
+    SKOUTER_SWAPS    how many are killed (default 20)
+    SKOUTER_SEED     of the moments
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.network.conftest import MANY_NETWORK, REFUSED4
+from tests.topology import DNS4, Lab, end
+from tests.variants import environment, variant
+
+SWAPS = int(os.environ.get("SKOUTER_SWAPS", "20"))
+SEED = int(os.environ.get("SKOUTER_SEED", "20"))
+RATE = 500
+POD, DOMAIN = "10.1.0.2", "load.test"
+OUTSIDE = Path(__file__).parent / "programs" / "outside.py"
+FIELDS = [
+    (f"	{before}\n	{after}", f"	{before}\n	__u64 more;\n	{after}")
+    for before, after in (
+        ("__u64 peer;", "__u64 expires;"),
+        ("__u64 seen;", "__u32 policy;"),
+        ("struct flow flow;", "__u64 netns;"),
+        ("__u64 time;", "__u64 workload;\n	__u64 socket;\n	__u32 policy;"),
+    )
+]
+REASONS = [
+    ("	ALLOWED,                  /*", "	FANCY,\n	ALLOWED,                  /*"),
+    ("	LOOPBACK,\n", "	INBOUND,\n	LOOPBACK,\n"),
+    ("	INBOUND,                  /* answers", "	/* answers"),
+]
+OTHERS = {
+    "fields": {"bpf/contract.h": [*FIELDS, ("struct grant, 1000000)", "struct grant, 900000)")]},
+    "reasons": {"bpf/contract.h": REASONS},
+    "text": {"bpf/cgroup.c": [("#include <linux/ip.h>", "/* another */\n#include <linux/ip.h>")]},
+}
+CHECKOUT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """This checkout, another text of it, and two other layouts."""
+    folder = tmp_path_factory.mktemp("versions")
+    return [CHECKOUT, *(variant(folder / name, edits) for name, edits in OTHERS.items())]
+
+
+class Starter:
+    """Starts `skouter run -- true` of any version, of one instance."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.instance = lab, lab.another_instance()
+
+    def start(self, version: Path) -> subprocess.Popen[str]:
+        words = self.lab.skouter("run", "-q", "--", "true", instance=self.instance)
+        return subprocess.Popen(words, env=environment(version), stderr=subprocess.PIPE, text=True)
+
+    def whole(self, version: Path) -> float:
+        """A start to its end; the seconds that it took."""
+        begun = time.monotonic()
+        _, said = (process := self.start(version)).communicate(timeout=60)
+        assert process.returncode == 0, said
+        return time.monotonic() - begun
+
+
+@pytest.fixture
+def starter(lab: Lab) -> Starter:
+    return Starter(lab)
+
+
+def names(lab: Lab) -> None:
+    many = ((f"n{i}.{DOMAIN}", f"{MANY_NETWORK}.{i >> 8}.{i & 255}", 20) for i in range(65536))
+    lab.dns.add(many)
+    lab.dns.add([(f"held.{DOMAIN}", "198.51.100.70", 1), (f"other.{DOMAIN}", "198.51.100.71", 1)])
+
+
+@contextmanager
+def talking(words: list[str], **options: Any) -> Iterator[Talker]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, text=True, **pipes, **options)
+    try:
+        yield Talker(process)
+    finally:
+        end(process)
+
+
+class Talker:
+    """A program that says when it is ready, and at its end what happened."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdout
+        assert process.stdout.readline(), process.communicate()
+
+    def go(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def told(self) -> dict[str, Any]:
+        out, said = self.process.communicate(timeout=30)
+        return {**json.loads(out), "said": said}
+
+
+def test_under_load_nothing_is_lost_and_nothing_gets_through(
+    lab: Lab, starter: Starter, versions: list[Path], programs: Any
+) -> None:
+    names(lab)
+    lasts = max(starter.whole(version) for version in versions * 2)  # compiled now, hence not in the loop
+    chance = random.Random(SEED)
+    policy = ("--floor", 1, "--grace", 0, "--allow", f"*.{DOMAIN}", "--")
+    busy = lab.skouter(
+        "run", "-q", *policy, programs("load"), DNS4, DOMAIN, RATE, REFUSED4, instance=starter.instance
+    )
+    with (
+        talking(lab.world.command(sys.executable, OUTSIDE, POD)) as outside,
+        talking(busy, env=environment(versions[0])) as load,
+    ):
+        outside.go()
+        for _ in range(SWAPS):
+            process = starter.start(chance.choice(versions))
+            time.sleep(chance.uniform(0.2, lasts))  # a moment by chance is what is wanted
+            process.kill()
+            process.communicate()
+        for version in versions:
+            starter.whole(version)
+        check_outside(outside.told())
+        check(load.told())
+    print(lasts)
+
+
+def check(load: dict[str, Any]) -> None:
+    print(load)
+    wrong = ("unanswered", "failed", "retransmitted", "lost", "held_failed", "serve_failed", "denied_passed")
+    assert {key: load[key] for key in wrong} == dict.fromkeys(wrong, 0), load
+    assert load["expired"] == 1, "the grant of the held connections is still there: they prove nothing"
+    assert load["names"] > RATE * load["seconds"] * 0.9, "not the load that was asked for"
+    for key in ("held_used", "served", "denied_tried"):
+        assert load[key] > 10 * load["seconds"], key
+
+
+def check_outside(told: dict[str, Any]) -> None:
+    print(told)
+    assert (told["come_in_failed"], told["send_in_failed"]) == (0, 0), told["said"]
+    assert min(told["come_in"], told["send_in"]) > 10 * SWAPS
