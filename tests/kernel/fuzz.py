@@ -144,6 +144,9 @@ class Answers:
 
     def settle(self) -> None:
         assert self.reader.learned() == {}, "more was learned than the reference reads"
+        for name in ("grant_ring", "holdings"):  # what check() took away was there: its places are empty now
+            for raw in self.reader.b.d[name].raw_keys():
+                self.reader.b.d[name].remove_raw(raw)
         assert not list(self.reader.b.d["claims"].raw_keys()), "a slate was not given back"
 
 

@@ -91,12 +91,21 @@ def echo(port: int) -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
+def full_answer(message: bytes) -> bytes:
+    """By hand, as thousands are asked for."""
+    records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + next(FRESH).to_bytes(4, "big") for _ in range(64))
+    return message[:2] + b"\x81\x80\0\1\0\x40\0\0\0\0" + message[HEAD:] + records
+
+
 def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
     """After how many seconds to answer, and what (None: nothing).
 
     silent.*  never; slow.* after three seconds; large.* truncated over UDP, whole over TCP; other.* an
-    answer to another question; alias.* by way of another domain; all others like any server.
+    answer to another question; alias.* by way of another domain; full-*.* with sixty-four addresses that it
+    never gave before; all others like any server.
     """
+    if message[HEAD : HEAD + 6] == b"\x0dfull-":
+        return 0, full_answer(message)
     question = DNSRecord.parse(message)
     name = str(question.q.qname).rstrip(".")
     kind = name.split(".")[0]
