@@ -10,6 +10,7 @@ Started by tests/topology.py in the world's namespace; prints "ready" once every
 
 from __future__ import annotations
 
+import itertools
 import socket
 import socketserver
 import threading
@@ -23,6 +24,8 @@ ODD = "192.0.2.54"
 WEB, SINK, ECHO = (80, 443, 8080), 9, (7, 9000)
 SITE, SITE6 = "198.51.100.54", "2001:db8:51::54"
 TRUNCATED = 1
+HEAD = 12  # bytes of a DNS message before its question
+FRESH = itertools.count(int.from_bytes(bytes([11, 0, 0, 1]), "big"))  # IPv4 addresses
 
 
 class Site(BaseHTTPRequestHandler):
