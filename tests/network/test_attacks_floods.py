@@ -11,11 +11,12 @@ from pathlib import Path
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from gateway import cgroups, place
-from tests.network import test_race
-from tests.topology import ODD, end, wait_for
+from tests.network.conftest import REFUSED4
+from tests.topology import DNS4, ODD, end, wait_for
 
 POD, PORT = "10.1.0.2", 5999
 SILENT = "198.51.100.253"  # a site, and no DNS server
+NAMES = 1000  # of the workload that is not to notice
 FULL = {"FLOWS_FULL", "INBOUND_FULL", "NAME_FULL"}
 RINGS = {"question_ring": "OPEN_QUESTIONS", "flow_ring": "FLOWS", "inbound_ring": "INBOUNDS"}
 
@@ -53,12 +54,12 @@ def test_ATTACK_one_workload_floods_every_table(lab, arena, run, programs):
     with flooded(lab, attacker, programs("flood")):
         wait_for(lambda: attacker.counters().keys() >= FULL, "every quota used up", 30)
         before = attacker.counters()
-        got = run(*test_race.ALLOW, *test_race.words(programs("burst")), timeout=60)
+        got = run("--allow", "*.many.test", "--", programs("burst"), DNS4, "many.test", NAMES, 9, REFUSED4)
         told_of_it = attacker.counters() - before
     told = json.loads(got.out.splitlines()[-1])
     wrong = ("unanswered", "failed", "lost_datagrams", "denied_passed")
     assert {key: told[key] for key in wrong} == dict.fromkeys(wrong, 0), told
-    assert told["names"] == test_race.MANY
+    assert told["names"] == NAMES
     assert told_of_it.keys() >= FULL
     held = places(lab, attacker)
     assert held["question_ring"] == contract().constant("OPEN_QUESTIONS")

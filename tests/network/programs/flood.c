@@ -18,7 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BURST = 8, NAME = 13, HEAD = 12, RECORD = 16 };
+enum { BURST = 4, NAME = 13, HEAD = 12, RECORD = 16 };
 
 static struct sockaddr_in answered, silent, target;
 static int port;
@@ -79,6 +79,7 @@ static void *learn(void *unused)
 		if (!has_target)
 			memcpy(&target.sin_addr, answer + length + 12, 4);
 		has_target = 1;
+		usleep(2000);
 	}
 	return unused;
 }
