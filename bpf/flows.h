@@ -229,10 +229,11 @@ static __always_inline enum reason judge_again(struct flow *flow, struct subject
 	return reason;
 }
 
-/* 3. What is known of a flow: ESTABLISHED, WITHDRAWN or another state it has. */
+/* 3. What is known of a flow: ESTABLISHED, WITHDRAWN or another state it has. What was withdrawn may have been
+ * learned again since, under another name. */
 static __always_inline enum reason ask_flow(struct flow *flow, struct subject *who, const struct tuple *t)
 {
-	if (flow->policy != who->policy || flow->generation != who->generation)
+	if (flow->policy != who->policy || flow->generation != who->generation || flow->state == WITHDRAWN)
 		return judge_again(flow, who, t);
 	return flow->state == ALLOWED ? ESTABLISHED : flow->state;
 }

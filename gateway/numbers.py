@@ -129,6 +129,8 @@ class Numbers:
     def purge(self, number: int) -> None:
         """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
         before = self.datapath["policies"][number]
+        if not before.generation:  # nobody ever had it, and to walk through large tables takes a while
+            return
         self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
         self._set_automaton(number, None)
         for name in (*OWNED, *LEARNED):
