@@ -1,8 +1,8 @@
 """Skouter with one of its defences switched off: what each attack is shown against before the real one.
 
 A defence is named after the rule that it keeps. Where one has several parts, of which no attack needs two,
-they are taken away together: each variant must be compiled. tests/variants.py sees to it that an edit which no
-longer fits its file fails.
+they are taken away together: each variant must be compiled. tests/variants.py sees to it that an edit which
+no longer fits its file fails.
 """
 
 from __future__ import annotations
