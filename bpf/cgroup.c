@@ -91,8 +91,11 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	if ((who->flags & HOST) && is_housekeeping(p))
 		return HOUSEKEEPING;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
-	if (passes(reason) && (who->flags & OWN_SOURCES) && at_home(who, s) && !is_own(who, p->tuple.local))
-		return SPOOFED;          /* the answer would go to somebody else, with what it says of the packet */
+	/* The answer would go to somebody else, with what it says of the packet. Raw sockets are asked too, of
+	 * which no hook says where they live; not those that are known to live elsewhere. */
+	if (passes(reason) && (who->flags & OWN_SOURCES) && !(s && s->netns && s->netns != who->netns) &&
+	    !is_own(who, p->tuple.local))
+		return SPOOFED;
 	if (s && passes(reason) && !(sk && sk->type == SOCK_RAW && p->protocol == IPPROTO_TCP))
 		remember(s, who, &p->tuple, reason);
 	return reason;
