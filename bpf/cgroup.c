@@ -377,7 +377,7 @@ int answer(struct __sk_buff *skb)
 		if (who.flags & PATTERNS)
 			stages.call(skb, STAGE_PATTERNS);
 	}
-	if (s->wants || who.flags & TRACE)
+	if (s->wants || who.flags & (TRACE | NAMES))
 		stages.call(skb, STAGE_RECORDS);
 	return release_slate(skb);
 }
@@ -393,7 +393,7 @@ int pattern(struct __sk_buff *skb)
 	end = walk(s, who.policy, s->text_length);
 	if (end)
 		add_peers(s, (struct peers *)end->peers);
-	if (s->wants || who.flags & TRACE)
+	if (s->wants || who.flags & (TRACE | NAMES))
 		stages.call(skb, STAGE_RECORDS);
 	return release_slate(skb);
 }

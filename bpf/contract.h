@@ -72,7 +72,7 @@ enum reason {
 	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
 	QUESTIONS_FULL,
 	LEARNED,                  /* an address that a name of the policy now grants */
-	SEEN,                     /* an address of a name that no peer matches (traced policies only) */
+	SEEN,                     /* an address of a name that no peer matches (told with TRACE or NAMES) */
 	ANSWER_UNASKED,           /* matches no open question of this socket */
 	ANSWER_LATE,              /* its question is older than QUESTION_SECONDS */
 	ANSWER_UNREADABLE,        /* not a well-formed message (RFC 1035 4.1) */
@@ -96,6 +96,7 @@ enum flag {
 	PATTERNS = 16,            /* there is an automaton */
 	HOST = 32,                /* the workload is the host: what keeps it on its network passes */
 	OWN_SOURCES = 64,         /* `own` has all addresses of its network namespace */
+	NAMES = 128,              /* tell the addresses of answers too, at a limited rate */
 };
 
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };

@@ -223,8 +223,9 @@ static __always_inline void learn_address(struct slate *s, struct subject *who, 
 	if (turn && (reason == LEARNED || reason == NEVER_LEARNED))
 		return;
 	count(who->policy, reason);
-	if ((who->flags & TRACE) || (reason != LEARNED && reason != SEEN && paced(who, now)))
-		tell_address(s, who, r, reason, lasts, now);
+	if ((reason != LEARNED && reason != SEEN) || (who->flags & (TRACE | NAMES)))
+		if (paced(who, now))
+			tell_address(s, who, r, reason, lasts, now);
 }
 
 /* Who asked: the policy that the workload has now. */

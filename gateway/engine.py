@@ -192,6 +192,12 @@ class Engine:
             self._unplace(held, path)
             self._describe_cgroups(held)
 
+    def hand_over(self, held: Held, path: Path) -> None:
+        """A cgroup that is under another policy by now, or has gone, is this one's no more; its row stays."""
+        with locked(self.where):
+            del held.cgroups[path]
+            self._describe_cgroups(held)
+
     def exempt(self, path: Path) -> None:
         """A cgroup that is never filtered, whatever is placed around it."""
         self._cover(*cgroups.levels(path, 0))

@@ -43,6 +43,7 @@ class Options:
     own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
     netns: int = 0  # and its cookie; 0: not asked
     host: bool = False  # the workload is the host: what keeps it on its network passes
+    names: bool = False  # answers are told too, for who tells refusals by name
     trace: bool = False
     floor: int = FLOOR
     grace: int = GRACE
@@ -169,6 +170,7 @@ class Numbers:
         bits = sum(constant(name) for field, name in FLAG_NAMES.items() if getattr(flags, field))
         bits |= constant("PATTERNS") if has_patterns else 0
         bits |= constant("TRACE") if options.trace else 0
+        bits |= constant("NAMES") if options.names else 0
         bits |= constant("HOST") if options.host else 0
         bits |= constant("OWN_SOURCES") if options.own else 0
         bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from socket import IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Any, TypeVar
 
@@ -111,15 +112,20 @@ def _admits(loaded: Datapath, number: int, peer: int, ports: int) -> bool:
 
 def _datagram_flows(loaded: Datapath, pids: Iterable[int]) -> Iterator[tuple[int, Any]]:
     """What is kept with datagram sockets is told only to who holds them."""
-    layout = loaded["sockets"].layout
     for pid in pids:
-        for cookie, held in sockets_of(pid):
-            if held.proto == IPPROTO_UDP:
-                raw = kernel.lookup(
-                    loaded["sockets"].fd, held.fileno().to_bytes(4, sys.byteorder), layout.value_size
-                )
-                if raw:
-                    yield cookie, contract().unpack(layout.value, raw)
+        with suppress(PermissionError):  # who may not be looked at is not told early
+            yield from _datagram_flows_of(loaded, pid)
+
+
+def _datagram_flows_of(loaded: Datapath, pid: int) -> Iterator[tuple[int, Any]]:
+    layout = loaded["sockets"].layout
+    for cookie, held in sockets_of(pid):
+        if held.proto == IPPROTO_UDP:
+            raw = kernel.lookup(
+                loaded["sockets"].fd, held.fileno().to_bytes(4, sys.byteorder), layout.value_size
+            )
+            if raw:
+                yield cookie, contract().unpack(layout.value, raw)
 
 
 def _in_each_namespace(pids: Collection[int], work: Callable[[], T]) -> Iterator[T]:
