@@ -231,10 +231,6 @@ struct place {
 	__u64 number;
 };
 
-struct asked {
-	struct question_key question;
-};
-
 /* How far a workload's rings were written. */
 struct tally {
 	__u64 questions;
@@ -245,10 +241,6 @@ struct tally {
 struct flow_key {
 	__u64 socket;
 	struct tuple tuple;
-};
-
-struct put_aside {
-	struct flow_key flow;
 };
 
 struct flow {
@@ -278,10 +270,6 @@ struct inbound_key {
 
 struct inbound {
 	__u64 seen;
-};
-
-struct came {
-	struct inbound_key inbound;
 };
 
 /* A place among the addresses that one peer of a policy holds. */
@@ -394,13 +382,13 @@ MAP(hash, grant_ring, struct holder, struct held, 1000000)
 MAP(hash, holdings, struct rule_key, struct holding, 262144)
 MAP(hash, tallies, __u64, struct tally, 65536)
 MAP(hash, questions, struct question_key, struct question, 262144)
-MAP(hash, question_ring, struct place, struct asked, 262144)
+MAP(hash, question_ring, struct place, struct question_key, 262144)
 MAP(storage, sockets, __u32, struct socket, 0)
 MAP(hash, carried, __u64, struct socket, 262144)
 MAP(hash, flows, struct flow_key, struct flow, 262144)
-MAP(hash, flow_ring, struct place, struct put_aside, 262144)
+MAP(hash, flow_ring, struct place, struct flow_key, 262144)
 MAP(hash, inbounds, struct inbound_key, struct inbound, 524288)
-MAP(hash, inbound_ring, struct place, struct came, 524288)
+MAP(hash, inbound_ring, struct place, struct inbound_key, 524288)
 MAP(percpu_array, counters, __u32, struct counter, 163840)
 MAP(array, paces, __u32, struct pace, POLICIES)
 MAP(rings, events, __u32, __u32, POLICIES)

@@ -54,6 +54,12 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 	return 0;
 }
 
+/* NULL also where there is no memory for it: then every packet is judged anew. */
+static __always_inline struct socket *storage_of(struct bpf_sock *sk)
+{
+	return sk ? sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+}
+
 /* Whether a socket lives in its workload's network namespace. Who makes one of their own (every user may, in
  * a user namespace of their own) decides there what a resolver says and what comes in: nothing of it counts. */
 static __always_inline int at_home(const struct subject *who, const struct socket *s)

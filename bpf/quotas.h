@@ -40,7 +40,7 @@ static __always_inline int keep_question(u64 workload, struct question_key *key,
 {
 	struct tally *tally = tally_of(workload);
 	struct place place = {.workload = workload};
-	struct asked *oldest, here = {.question = *key};
+	struct question_key *oldest;
 
 	if (!tally)
 		return -1;
@@ -51,12 +51,12 @@ static __always_inline int keep_question(u64 workload, struct question_key *key,
 		place.number = turn_of(&tally->questions, OPEN_QUESTIONS);
 		oldest = question_ring.lookup(&place);
 		if (oldest) {
-			struct question_key old = oldest->question;
+			struct question_key old = *oldest;
 
 			if (!question_ring.delete(&place))
 				questions.delete(&old);
 		}
-		if (!question_ring.insert(&place, &here))
+		if (!question_ring.insert(&place, key))
 			return 0;
 	}
 	questions.delete(key);
@@ -70,7 +70,7 @@ static __always_inline int flow_is_over(const struct flow *flow, u64 now)
 
 static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct flow *value)
 {
-	struct put_aside here = {.flow = *key}, *there;
+	struct flow_key *there;
 	struct place place = {.workload = workload};
 	struct tally *tally = tally_of(workload);
 	struct settings *s = setting();
@@ -84,14 +84,14 @@ static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct 
 		place.number = turn_of(&tally->flows, s->flows);
 		there = flow_ring.lookup(&place);
 		if (there) {
-			struct flow_key old = there->flow;
+			struct flow_key old = *there;
 
 			if (!flow_is_over(flows.lookup(&old), value->seen))
 				continue;
 			if (!flow_ring.delete(&place))
 				flows.delete(&old);
 		}
-		if (!flow_ring.insert(&place, &here))
+		if (!flow_ring.insert(&place, key))
 			return 0;
 	}
 	flows.delete(key);
@@ -106,7 +106,7 @@ static __always_inline int inbound_is_over(const struct inbound *inbound, u64 no
 /* 0 where nothing that was alive had to go. */
 static __always_inline int keep_inbound(struct inbound_key *key, struct inbound *value)
 {
-	struct came here = {.inbound = *key}, *oldest;
+	struct inbound_key *oldest;
 	struct place place = {.workload = key->workload};
 	struct tally *tally = tally_of(key->workload);
 	struct settings *s = setting();
@@ -121,13 +121,13 @@ static __always_inline int keep_inbound(struct inbound_key *key, struct inbound 
 		place.number = turn_of(&tally->inbounds, s->inbounds);
 		oldest = inbound_ring.lookup(&place);
 		if (oldest) {
-			struct inbound_key old = oldest->inbound;
+			struct inbound_key old = *oldest;
 
 			alive = !inbound_is_over(inbounds.lookup(&old), value->seen);
 			if (!inbound_ring.delete(&place))
 				inbounds.delete(&old);
 		}
-		if (!inbound_ring.insert(&place, &here))
+		if (!inbound_ring.insert(&place, key))
 			return -alive;
 	}
 	inbounds.delete(key);

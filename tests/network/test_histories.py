@@ -1,7 +1,8 @@
 """Random histories of policies, answers, flows, expiry, restarts and upgrades, against a naive model.
 
-Real sockets of a workload send to a world that echoes; a policy is changed in place meanwhile. The model knows
-no generation, no slot, no bit and no table: only who was granted what, and by whom a flow may have been admitted.
+Real sockets of a workload send to a world that echoes; a policy is changed in place meanwhile. The model
+knows no generation, no slot, no bit and no table: only who was granted what, and by whom a flow may have been
+admitted.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ PEERS: dict[str, Peer] = {
     "198.51.100.2/31": Peer(Block(ipaddress.ip_network("198.51.100.2/31"))),
     "198.51.100.4": Peer(Block(ipaddress.ip_network("198.51.100.4"))),
 }
-RESTART = "import sys; from gateway import place; from gateway.engine import Engine; Engine(place.find(sys.argv[1])).close()"
+RESTART = """
+import sys
+from gateway import place
+from gateway.engine import Engine
+Engine(place.find(sys.argv[1])).close()
+"""
 
 
 def covers(peer: str, name: str) -> bool:
@@ -77,7 +83,7 @@ class Model:
         }
 
     def send(self, at: tuple[int, str, int]) -> set[bool]:
-        """What may come of it: one outcome, or two where it hangs on which of several peers admitted the flow."""
+        """What may come of it: two outcomes where it hangs on which of several peers admitted the flow."""
         _, address, port = at
         before = self.flows.get(at, set())
         staying = {peer for peer in before if port in self.rules.get(peer, ())}
@@ -270,7 +276,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(ADDRESSES))
     def expire(self, address: str) -> None:
-        """All that was learned of an address has run out: the clock can't be moved, what it is compared with can."""
+        """All that was learned of an address has run out. The clock can't be moved, the grants can."""
         table, key = self.world.engine.datapath["grants"], (pack_address(address), self.held.number)
         if (grant := table.get(key)) is not None:
             table[key] = ([(int(slot.peer), 1 if slot.peer else 0) for slot in grant.slots],)
