@@ -69,12 +69,16 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 		return who->flags & HOST ? HOUSEKEEPING : ICMP_ERROR;
 	if (s && holds(&s->flow, &p->tuple))                                  /* 3 */
 		return ask_flow(&s->flow, who, &p->tuple);
+	if (s && recall(&aside, who, &p->tuple)) {
+		int room = put_aside(s, who);
+
+		reason = ask_flow(&aside, who, &p->tuple);
+		if (room)
+			s->flow = aside;
+		return reason;
+	}
 	if (s && !put_aside(s, who))
 		return FLOWS_FULL;
-	if (s && recall(&aside, who, &p->tuple)) {
-		s->flow = aside;
-		return ask_flow(&s->flow, who, &p->tuple);
-	}
 	if (answers_inbound(sk, s, who, p)) {                                 /* 4 */
 		if (s && sk && p->protocol == IPPROTO_TCP && sk->state != TCP_STATE_LISTEN) {
 			s->passive = 0;

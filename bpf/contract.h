@@ -28,13 +28,13 @@ enum limit {
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
-	OPEN_QUESTIONS = 1024,    /* of one workload; one more takes the place of its own oldest */
-	FLOWS = 2048,             /* quotas, unless `settings` say otherwise: see there */
+	QUESTIONS = 1024,         /* quotas, unless `settings` say otherwise: see there */
+	FLOWS = 2048,
 	INBOUNDS = 8192,
 	ADDRESSES = 16384,
 	PROBES = 4,               /* places of a full ring that are looked at for one that is over */
 	LONGEST_GRANT = 604800,   /* seconds; a longer TTL counts as this one (RFC 8767 4) */
-	GRANTS_PER_POLICY = 4,    /* times what one peer may hold */
+	GRANTS_PER_POLICY = 4,    /* times what one peer may hold: all peers of a policy together */
 	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
@@ -116,7 +116,7 @@ struct settings {
 	__u32 flows;              /* quotas: open flows of datagrams of one workload */
 	__u32 inbounds;           /* peers outside that one workload may answer */
 	__u32 addresses;          /* that one peer of a policy may hold */
-	__u32 pad;
+	__u32 questions;          /* open ones of one workload */
 };
 
 struct policy {
@@ -222,7 +222,7 @@ struct question {
 	__u64 workload;
 	__u64 socket;
 	__u32 policy;
-	__u32 pad;
+	__u32 place;              /* in its workload's ring, from 1 on */
 };
 
 /* A place in one of the rings of a workload (quotas.h). */
@@ -283,10 +283,10 @@ struct held {
 	__u8 address[16];
 };
 
-/* How far that ring was written; of peer 0: how many rows of `grants` the policy has. */
+/* How far that ring was written; of peer 0: how many places all peers of the policy have. */
 struct holding {
 	__u64 number;
-	__u64 rows;
+	__u64 places;
 };
 
 struct pace {

@@ -182,6 +182,7 @@ static __always_inline void remember(struct socket *s, const struct subject *who
 static __always_inline int recall(struct flow *flow, const struct subject *who, const struct tuple *t)
 {
 	struct flow_key key ALIGNED = {.socket = who->socket};
+	u64 now = bpf_ktime_get_boot_ns();
 	struct flow *found;
 
 	if (t->protocol == IPPROTO_TCP)
@@ -191,7 +192,10 @@ static __always_inline int recall(struct flow *flow, const struct subject *who, 
 	if (!found)
 		return 0;
 	*flow = *found;
-	return holds(flow, t) && !flow_is_over(flow, bpf_ktime_get_boot_ns());
+	if (!holds(flow, t) || flow_is_over(flow, now))
+		return 0;
+	found->seen = now;
+	return 1;
 }
 
 /* Of what another layout of maps, or nobody, knew of this socket: for sockets that were there before. Who

@@ -45,8 +45,8 @@ class Board:
     """Where the bulletin is kept, for as long as the agent lives."""
 
     def __init__(self, where: Place) -> None:
-        where.run.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._file = os.open(where.run / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        where.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(where.run / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._said: frozenset[str] = frozenset()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ Source: inotify(7), cgroups(7). A cgroup of version 2 can't be renamed.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,11 @@ import trio
 from inotify_simple import INotify, flags
 
 ROOT = "/"
+IGNORED = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)  # removed meanwhile, or nested too deep for a path
 
 
 class CgroupTree:
@@ -67,7 +73,9 @@ class CgroupTree:
 
     def _add(self, path: str) -> None:
         folder = self._root / path.lstrip("/")
-        with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile
+        if not _is_text(path):
+            return
+        try:
             self.ids[path] = folder.stat().st_ino
             if self._of_interest(path):
                 mask = flags.CREATE | flags.DELETE | flags.ONLYDIR
@@ -76,6 +84,9 @@ class CgroupTree:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             self._add(_below(path, entry.name))
+        except OSError as error:
+            if error.errno not in IGNORED:
+                raise
 
     def _remove(self, path: str) -> None:
         def stays(other: str) -> bool:
@@ -83,6 +94,15 @@ class CgroupTree:
 
         self.ids = {other: number for other, number in self.ids.items() if stays(other)}
         self._watched = {watch: other for watch, other in self._watched.items() if stays(other)}
+
+
+def _is_text(path: str) -> bool:
+    """Nobody writes another name into a file: such a cgroup is held as what lies around it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _below(path: str, name: str) -> str:

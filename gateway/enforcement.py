@@ -24,6 +24,7 @@ from gateway import cgroups
 from gateway.commands import LINGER
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
+from gateway.open_sockets import sweep_carried
 from gateway.plan import EXEMPT, Plan, Wanted
 from gateway.policy import Policy
 from gateway.settings import HOST
@@ -48,6 +49,7 @@ class Enforcement:
         self.placed = self._left(ids)
         self._as: dict[str, tuple[Policy, Options]] = {}
         self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
+        self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
 
     @property
     def is_attached(self) -> bool:
@@ -78,16 +80,19 @@ class Enforcement:
         }
         gone = {int(key) for key, row in table.items() if int(row.policy) not in theirs} - alive
         self._gone = {identity: self._gone.get(identity, now) for identity in gone}
-        for identity in [identity for identity, since in self._gone.items() if since + LINGER < now]:
-            table.discard(identity)
-            self.engine.forget_rings(identity)
-            del self._gone[identity]
+        with locked(self.engine.where):
+            for identity in [identity for identity, since in self._gone.items() if since + LINGER < now]:
+                table.discard(identity)
+                self.engine.forget_rings(identity)
+                del self._gone[identity]
+        self._silent = sweep_carried(self.engine.datapath, self._silent)
 
     # ---- Policies
 
     def _hold(self, name: str, wanted: Wanted, options: Options, outcome: Outcome) -> None:
         if self._as.get(name) == (wanted.policy, options):
             return
+        self._as.pop(name, None)  # what stands there after a failure is neither the one nor the other
         if name in self.held:
             outcome.told += self.engine.update(self.held[name], wanted.policy, options)
         else:
@@ -99,7 +104,7 @@ class Enforcement:
     def _release(self, name: str) -> None:
         if name in self.held:
             self.engine.release(self.held.pop(name))
-            del self._as[name]
+            self._as.pop(name, None)
         else:
             with locked(self.engine.where):
                 self.engine.forget(name)
@@ -113,23 +118,25 @@ class Enforcement:
         for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
             if wanted[path] in (EXEMPT, *self.held):
                 with _told(outcome, path):
-                    self._place(path, wanted[path], ids.get(path))
+                    outcome.told += self._place(path, wanted[path], ids.get(path))
         for path in self.placed.keys() - wanted.keys():
             with _told(outcome, path):
                 self._unplace(path, *self.placed[path])
 
-    def _place(self, path: str, name: str, identity: int | None) -> None:
+    def _place(self, path: str, name: str, identity: int | None) -> list[str]:
         folder, before = self._folder(path), self.placed.get(path)
         now = (identity if identity is not None else cgroups.cgroup_id(folder)), name
         if now == before:
-            return
+            return []
+        told: list[str] = []
         if name == EXEMPT:
             self.engine.exempt(folder)
         else:
-            self.engine.place(self.held[name], folder)
+            told = self.engine.place(self.held[name], folder)
         self.placed[path] = now
         if before and before[1] != name and self._has(before[1], folder):
             self.engine.hand_over(self.held[before[1]], folder)
+        return told
 
     def _unplace(self, path: str, identity: int, name: str) -> None:
         folder = self._folder(path)

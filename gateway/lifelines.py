@@ -101,14 +101,14 @@ def _inodes(process: Path) -> Iterator[int]:
 
 
 def _path(process: Path, root: Path, hierarchy: Path) -> str | None:
-    """Its cgroup as a path below `root`; None outside of it."""
-    for line in (process / "cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            with suppress(ValueError):
-                inner = (hierarchy / line[3:].lstrip("/")).relative_to(root)
+    """Its cgroup as a path below `root`; None outside of it, and where its name is no text."""
+    for line in (process / "cgroup").read_bytes().splitlines():
+        if line.startswith(b"0::"):
+            with suppress(ValueError):  # UnicodeDecodeError too
+                inner = (hierarchy / line[3:].decode().lstrip("/")).relative_to(root)
                 return "/" + str(inner) if inner.parts else "/"
     return None
 
 
 def _name(process: Path) -> str:
-    return (process / "comm").read_text().strip()
+    return (process / "comm").read_bytes().decode(errors="backslashreplace").strip()

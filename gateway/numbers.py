@@ -99,6 +99,12 @@ class Numbers:
         self._set_policy(number, wanted.flags, wanted.patterns is not None, options, grown=1)
         return Written(wanted, rows, (*wanted.problems, *left_out))
 
+    def judge_anew(self, number: int) -> None:
+        """Flows that the policy admitted ask again with their next packet, whosever they are by then."""
+        before = self.datapath["policies"][number]
+        before.generation = (int(before.generation) + 1) & 0xFFFFFFFF
+        self.datapath["policies"][number] = before[0]
+
     def readdress(self, number: int, options: Options, before: Written) -> Written:
         """Changes the rows that `options` ask for, and nothing of the policy."""
         rows = self._add_rows(number, options, before.rows)
@@ -134,6 +140,7 @@ class Numbers:
             return
         self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
         self._set_automaton(number, None)
+        self.datapath["events"].discard(number)
         for name in (*OWNED, *LEARNED):
             table = self.datapath[name]
             for raw in list(table.raw_keys()):

@@ -24,6 +24,7 @@ from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import Reason, pack_address
+from gateway.cgroups import hierarchy, processes_below
 from gateway.report import PROTOCOLS, printable
 from routing import sockets
 from routing.borrowed import sockets_of
@@ -50,6 +51,22 @@ def adopt(loaded: Datapath, number: int, cgroups: Collection[int], pids: Collect
     if known:
         loaded.set(carrying=1)
     return known
+
+
+def sweep_carried(loaded: Datapath, silent: set[int]) -> set[int]:
+    """Takes away what was laid down for sockets that are no more; those that seem so, for the next time.
+
+    A list of sockets may miss one: only who is missed twice is gone.
+    """
+    table = loaded["carried"]
+    waiting = {int.from_bytes(raw, sys.byteorder) for raw in table.raw_keys()}
+    if not waiting:
+        return set()
+    everybody = processes_below(hierarchy())
+    alive = {one.cookie for found in _in_each_namespace(everybody, sockets.dump) for one in found}
+    for cookie in waiting & silent - alive:
+        table.discard(cookie)
+    return waiting - alive
 
 
 def end_withdrawn(

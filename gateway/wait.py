@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bpf.datapath import Datapath
+from bpf.datapath import DECIDING, Datapath
 from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.place import Place
@@ -43,6 +43,8 @@ def _is_held(where: Place, mine: list[int]) -> bool:
     except DatapathError:
         return False  # not started yet
     try:
+        if not set(DECIDING) <= set(loaded.attached(where.hierarchy)):
+            return False  # skouter off: rows alone hold nobody
         return any((row := loaded["workloads"].get(each)) is not None and row.policy for each in mine)
     finally:
         loaded.close()

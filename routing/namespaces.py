@@ -32,9 +32,11 @@ def namespaces(pids: Iterable[int]) -> Iterator[dict[int, int]]:
         found: dict[int, int] = {}
         for pid in pids:
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                held.callback(os.close, descriptor)
-                found.setdefault(os.fstat(descriptor).st_ino, descriptor)
+                path = f"/proc/{pid}/ns/net"
+                if os.stat(path).st_ino not in found:  # noqa: PTH116 - once for each process of a host
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    held.callback(os.close, descriptor)
+                    found.setdefault(os.fstat(descriptor).st_ino, descriptor)
         yield found
 
 
