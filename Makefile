@@ -1,12 +1,14 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 nftables
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables
 
 PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
 PREFIX = /opt/skouter
+UNIT = /usr/local/lib/systemd/system/skouter.service
+IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
 .PHONY: demo test lint format bench install uninstall packages-% clean
 
@@ -33,10 +35,21 @@ install: packages-run
 	$(PREFIX)/bin/pip install --quiet .
 	cd / && $(PREFIX)/bin/python -m bpf.load $(PREFIX)/share/skouter
 	ln -sf $(PREFIX)/bin/skouter /usr/local/bin/skouter
+	install -m 644 -t $(PREFIX)/share/skouter deploy/systemd/10-skouter.conf deploy/systemd/web.yaml
+	install -D -m 644 deploy/systemd/skouter.service $(UNIT)
+	sed -i 's,/opt/skouter,$(PREFIX),' $(UNIT) $(PREFIX)/share/skouter/10-skouter.conf
+	install -d /etc/skouter/policies
+	[ -e /etc/skouter/agent.yaml ] || install -m 644 deploy/systemd/agent.yaml /etc/skouter
+	$(IF_SYSTEMD) systemctl daemon-reload
 
+# What somebody wrote under /etc/skouter stays.
 uninstall:
+	-$(IF_SYSTEMD) systemctl disable --quiet --now skouter.service
 	-$(PREFIX)/bin/skouter uninstall
-	rm -rf $(PREFIX) /usr/local/bin/skouter
+	rm -rf $(PREFIX) /usr/local/bin/skouter $(UNIT)
+	! cmp -s deploy/systemd/agent.yaml /etc/skouter/agent.yaml || rm /etc/skouter/agent.yaml
+	-rmdir --ignore-fail-on-non-empty /etc/skouter/policies /etc/skouter
+	$(IF_SYSTEMD) systemctl daemon-reload
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(VENV)

@@ -28,13 +28,13 @@ enum limit {
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
-	OPEN_QUESTIONS = 1024,    /* of one workload; one more takes the place of its own oldest */
-	FLOWS = 2048,             /* quotas, unless `settings` say otherwise: see there */
+	QUESTIONS = 1024,         /* quotas, unless `settings` say otherwise: see there */
+	FLOWS = 2048,
 	INBOUNDS = 8192,
 	ADDRESSES = 16384,
 	PROBES = 4,               /* places of a full ring that are looked at for one that is over */
 	LONGEST_GRANT = 604800,   /* seconds; a longer TTL counts as this one (RFC 8767 4) */
-	GRANTS_PER_POLICY = 4,    /* times what one peer may hold */
+	GRANTS_PER_POLICY = 4,    /* times what one peer may hold: all peers of a policy together */
 	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
@@ -72,7 +72,7 @@ enum reason {
 	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
 	QUESTIONS_FULL,
 	LEARNED,                  /* an address that a name of the policy now grants */
-	SEEN,                     /* an address of a name that no peer matches (traced policies only) */
+	SEEN,                     /* an address of a name that no peer matches (told with TRACE or NAMES) */
 	ANSWER_UNASKED,           /* matches no open question of this socket */
 	ANSWER_LATE,              /* its question is older than QUESTION_SECONDS */
 	ANSWER_UNREADABLE,        /* not a well-formed message (RFC 1035 4.1) */
@@ -96,6 +96,7 @@ enum flag {
 	PATTERNS = 16,            /* there is an automaton */
 	HOST = 32,                /* the workload is the host: what keeps it on its network passes */
 	OWN_SOURCES = 64,         /* `own` has all addresses of its network namespace */
+	NAMES = 128,              /* tell the addresses of answers too, at a limited rate */
 };
 
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
@@ -115,7 +116,7 @@ struct settings {
 	__u32 flows;              /* quotas: open flows of datagrams of one workload */
 	__u32 inbounds;           /* peers outside that one workload may answer */
 	__u32 addresses;          /* that one peer of a policy may hold */
-	__u32 pad;
+	__u32 questions;          /* open ones of one workload */
 };
 
 struct policy {
@@ -221,17 +222,13 @@ struct question {
 	__u64 workload;
 	__u64 socket;
 	__u32 policy;
-	__u32 pad;
+	__u32 place;              /* in its workload's ring, from 1 on */
 };
 
 /* A place in one of the rings of a workload (quotas.h). */
 struct place {
 	__u64 workload;
 	__u64 number;
-};
-
-struct asked {
-	struct question_key question;
 };
 
 /* How far a workload's rings were written. */
@@ -244,10 +241,6 @@ struct tally {
 struct flow_key {
 	__u64 socket;
 	struct tuple tuple;
-};
-
-struct put_aside {
-	struct flow_key flow;
 };
 
 struct flow {
@@ -279,10 +272,6 @@ struct inbound {
 	__u64 seen;
 };
 
-struct came {
-	struct inbound_key inbound;
-};
-
 /* A place among the addresses that one peer of a policy holds. */
 struct holder {
 	__u64 policy;
@@ -294,10 +283,10 @@ struct held {
 	__u8 address[16];
 };
 
-/* How far that ring was written; of peer 0: how many rows of `grants` the policy has. */
+/* How far that ring was written; of peer 0: how many places all peers of the policy have. */
 struct holding {
 	__u64 number;
-	__u64 rows;
+	__u64 places;
 };
 
 struct pace {
@@ -393,13 +382,13 @@ MAP(hash, grant_ring, struct holder, struct held, 1000000)
 MAP(hash, holdings, struct rule_key, struct holding, 262144)
 MAP(hash, tallies, __u64, struct tally, 65536)
 MAP(hash, questions, struct question_key, struct question, 262144)
-MAP(hash, question_ring, struct place, struct asked, 262144)
+MAP(hash, question_ring, struct place, struct question_key, 262144)
 MAP(storage, sockets, __u32, struct socket, 0)
 MAP(hash, carried, __u64, struct socket, 262144)
 MAP(hash, flows, struct flow_key, struct flow, 262144)
-MAP(hash, flow_ring, struct place, struct put_aside, 262144)
+MAP(hash, flow_ring, struct place, struct flow_key, 262144)
 MAP(hash, inbounds, struct inbound_key, struct inbound, 524288)
-MAP(hash, inbound_ring, struct place, struct came, 524288)
+MAP(hash, inbound_ring, struct place, struct inbound_key, 524288)
 MAP(percpu_array, counters, __u32, struct counter, 163840)
 MAP(array, paces, __u32, struct pace, POLICIES)
 MAP(rings, events, __u32, __u32, POLICIES)

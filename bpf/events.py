@@ -38,7 +38,7 @@ SENTENCES = {
     "QUESTION_REFUSED": "a question for a name that no rule allows",
     "QUESTION_UNREAD": "only allowed names may be asked for, and this way of asking is not read",
     "QUESTION_UNREADABLE": "to a DNS server, but no DNS question",
-    "QUESTIONS_FULL": "too many open DNS questions: the answer will teach nothing",
+    "QUESTIONS_FULL": "too many open DNS questions: the oldest can no longer be answered",
     "LEARNED": "an address of an allowed name",
     "SEEN": "an address of a name that no rule allows",
     "ANSWER_UNASKED": "a DNS answer that nobody asked for",

@@ -54,6 +54,12 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 	return 0;
 }
 
+/* NULL also where there is no memory for it: then every packet is judged anew. */
+static __always_inline struct socket *storage_of(struct bpf_sock *sk)
+{
+	return sk ? sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+}
+
 /* Whether a socket lives in its workload's network namespace. Who makes one of their own (every user may, in
  * a user namespace of their own) decides there what a resolver says and what comes in: nothing of it counts. */
 static __always_inline int at_home(const struct subject *who, const struct socket *s)
@@ -176,6 +182,7 @@ static __always_inline void remember(struct socket *s, const struct subject *who
 static __always_inline int recall(struct flow *flow, const struct subject *who, const struct tuple *t)
 {
 	struct flow_key key ALIGNED = {.socket = who->socket};
+	u64 now = bpf_ktime_get_boot_ns();
 	struct flow *found;
 
 	if (t->protocol == IPPROTO_TCP)
@@ -185,7 +192,10 @@ static __always_inline int recall(struct flow *flow, const struct subject *who, 
 	if (!found)
 		return 0;
 	*flow = *found;
-	return holds(flow, t) && !flow_is_over(flow, bpf_ktime_get_boot_ns());
+	if (!holds(flow, t) || flow_is_over(flow, now))
+		return 0;
+	found->seen = now;
+	return 1;
 }
 
 /* Of what another layout of maps, or nobody, knew of this socket: for sockets that were there before. Who
@@ -229,10 +239,11 @@ static __always_inline enum reason judge_again(struct flow *flow, struct subject
 	return reason;
 }
 
-/* 3. What is known of a flow: ESTABLISHED, WITHDRAWN or another state it has. */
+/* 3. What is known of a flow: ESTABLISHED, WITHDRAWN or another state it has. What was withdrawn may have been
+ * learned again since, under another name. */
 static __always_inline enum reason ask_flow(struct flow *flow, struct subject *who, const struct tuple *t)
 {
-	if (flow->policy != who->policy || flow->generation != who->generation)
+	if (flow->policy != who->policy || flow->generation != who->generation || flow->state == WITHDRAWN)
 		return judge_again(flow, who, t);
 	return flow->state == ALLOWED ? ESTABLISHED : flow->state;
 }

@@ -110,8 +110,6 @@ static __always_inline enum reason grant_address(u32 policy, const u8 *address, 
 {
 	struct grant_key key ALIGNED = {.policy = policy};
 	struct grant fresh = {.slots[0] = {.peer = peer, .expires = expires}};
-	struct rule_key every = {.policy = policy};
-	struct holding *rows;
 	struct grant *grant;
 	struct slot *slot;
 	enum reason wrong;
@@ -119,7 +117,7 @@ static __always_inline enum reason grant_address(u32 policy, const u8 *address, 
 	copy_address(key.address, address);
 	grant = grants.lookup(&key);
 	slot = grant ? slot_of(grant, peer) : NULL;
-	if (slot && slot->expires >= now) {
+	if (slot) {
 		if (slot->expires < expires)
 			slot->expires = expires;
 		return NONE;
@@ -127,12 +125,8 @@ static __always_inline enum reason grant_address(u32 policy, const u8 *address, 
 	wrong = take_place(policy, peer, address, now);
 	if (wrong)
 		return wrong;
-	if (!grants.insert(&key, &fresh)) {
-		rows = holdings.lookup(&every);
-		if (rows)
-			__sync_fetch_and_add(&rows->rows, 1);
+	if (!grants.insert(&key, &fresh))
 		return NONE;
-	}
 	grant = grants.lookup(&key);
 	if (!grant)
 		return GRANTS_FULL;
@@ -223,8 +217,9 @@ static __always_inline void learn_address(struct slate *s, struct subject *who, 
 	if (turn && (reason == LEARNED || reason == NEVER_LEARNED))
 		return;
 	count(who->policy, reason);
-	if ((who->flags & TRACE) || (reason != LEARNED && reason != SEEN && paced(who, now)))
-		tell_address(s, who, r, reason, lasts, now);
+	if ((reason != LEARNED && reason != SEEN) || (who->flags & (TRACE | NAMES)))
+		if (paced(who, now))
+			tell_address(s, who, r, reason, lasts, now);
 }
 
 /* Who asked: the policy that the workload has now. */

@@ -119,9 +119,8 @@ def set_defaults(settings: int) -> None:
     size = contract().maps["settings"].value_size
     held = contract().unpack("struct settings", kernel.lookup(settings, bytes(4), size) or bytes(size))
     if not held.addresses:
-        held.flows, held.inbounds, held.addresses = map(
-            contract().constant, ("FLOWS", "INBOUNDS", "ADDRESSES")
-        )
+        for name in ("questions", "flows", "inbounds", "addresses"):
+            setattr(held, name, contract().constant(name.upper()))
         kernel.update(settings, bytes(4), bytes(contract().ffi.buffer(held)))
 
 

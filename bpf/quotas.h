@@ -36,28 +36,38 @@ static __always_inline u64 turn_of(u64 *ring, u32 quota)
 	return quota ? (*ring)++ % quota : 0;
 }
 
+/* 0 where no question that was open had to go. */
 static __always_inline int keep_question(u64 workload, struct question_key *key, struct question *value)
 {
 	struct tally *tally = tally_of(workload);
 	struct place place = {.workload = workload};
-	struct asked *oldest, here = {.question = *key};
+	struct question *row = questions.lookup(key);
+	struct settings *s = setting();
+	struct question_key *oldest;
+	int open = 0;
 
-	if (!tally)
+	if (!tally || !s)
 		return -1;
-	if (questions.insert(key, value))
+	value->place = row ? row->place : 0;
+	if (row || questions.insert(key, value))
 		return questions.update(key, value);
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
-		place.number = turn_of(&tally->questions, OPEN_QUESTIONS);
+		place.number = turn_of(&tally->questions, s->questions);
 		oldest = question_ring.lookup(&place);
 		if (oldest) {
-			struct question_key old = oldest->question;
+			struct question_key old = *oldest;
 
-			if (!question_ring.delete(&place))
+			/* The place of a question that was answered stays; the same may have been asked again. */
+			row = questions.lookup(&old);
+			if (!question_ring.delete(&place) && row && row->place == (u32)place.number + 1) {
+				open = row->time + QUESTION_SECONDS * 1000000000ULL >= value->time;
 				questions.delete(&old);
+			}
 		}
-		if (!question_ring.insert(&place, &here))
-			return 0;
+		value->place = place.number + 1;
+		if (!question_ring.insert(&place, key))
+			return questions.update(key, value) ? -1 : -open;
 	}
 	questions.delete(key);
 	return -1;
@@ -70,7 +80,7 @@ static __always_inline int flow_is_over(const struct flow *flow, u64 now)
 
 static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct flow *value)
 {
-	struct put_aside here = {.flow = *key}, *there;
+	struct flow_key *there;
 	struct place place = {.workload = workload};
 	struct tally *tally = tally_of(workload);
 	struct settings *s = setting();
@@ -84,14 +94,14 @@ static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct 
 		place.number = turn_of(&tally->flows, s->flows);
 		there = flow_ring.lookup(&place);
 		if (there) {
-			struct flow_key old = there->flow;
+			struct flow_key old = *there;
 
 			if (!flow_is_over(flows.lookup(&old), value->seen))
 				continue;
 			if (!flow_ring.delete(&place))
 				flows.delete(&old);
 		}
-		if (!flow_ring.insert(&place, &here))
+		if (!flow_ring.insert(&place, key))
 			return 0;
 	}
 	flows.delete(key);
@@ -106,7 +116,7 @@ static __always_inline int inbound_is_over(const struct inbound *inbound, u64 no
 /* 0 where nothing that was alive had to go. */
 static __always_inline int keep_inbound(struct inbound_key *key, struct inbound *value)
 {
-	struct came here = {.inbound = *key}, *oldest;
+	struct inbound_key *oldest;
 	struct place place = {.workload = key->workload};
 	struct tally *tally = tally_of(key->workload);
 	struct settings *s = setting();
@@ -121,13 +131,13 @@ static __always_inline int keep_inbound(struct inbound_key *key, struct inbound 
 		place.number = turn_of(&tally->inbounds, s->inbounds);
 		oldest = inbound_ring.lookup(&place);
 		if (oldest) {
-			struct inbound_key old = oldest->inbound;
+			struct inbound_key old = *oldest;
 
 			alive = !inbound_is_over(inbounds.lookup(&old), value->seen);
 			if (!inbound_ring.delete(&place))
 				inbounds.delete(&old);
 		}
-		if (!inbound_ring.insert(&place, &here))
+		if (!inbound_ring.insert(&place, key))
 			return -alive;
 	}
 	inbounds.delete(key);
@@ -145,9 +155,9 @@ static __always_inline struct holding *holding_of(u64 policy, u64 peer)
 	return holdings.lookup(&key);
 }
 
-/* Whether a peer's grant of an address is over. Of a row in which all are over nothing is left: it goes, but
- * only after a while, since the very name may be asked for again at this moment, on another CPU. */
-static __always_inline int grant_is_over(struct grant_key *key, u64 peer, struct holding *all, u64 now)
+/* Whether a peer's grant of an address is over, for a while already, since the very name may be asked for again
+ * at this moment, on another CPU. Its slot goes then, and the row if nothing is left in it. */
+static __always_inline int grant_is_over(struct grant_key *key, u64 peer, u64 now)
 {
 	struct grant *grant = grants.lookup(key);
 	u64 mine = 0, last = 0;
@@ -161,10 +171,14 @@ static __always_inline int grant_is_over(struct grant_key *key, u64 peer, struct
 		mine = grant->slots[i].peer == peer ? until : mine;
 		last = until > last ? until : last;
 	}
-	if (mine >= now)
+	if (mine + 10 * 1000000000ULL >= now)
 		return 0;
-	if (last + 10 * 1000000000ULL < now && !grants.delete(key))
-		__sync_fetch_and_add(&all->rows, -1);
+#pragma unroll
+	for (int i = 0; i < PEERS; i++)
+		if (grant->slots[i].peer == peer)
+			grant->slots[i].peer = 0;
+	if (last + 10 * 1000000000ULL < now)
+		grants.delete(key);
 	return 1;
 }
 
@@ -185,10 +199,12 @@ static __always_inline enum reason take_place(u64 policy, u64 peer, const u8 *ad
 		struct grant_key old ALIGNED = {.policy = policy};
 
 		copy_address(old.address, there->address);
-		if (!grant_is_over(&old, peer, all, now) || grant_ring.delete(&holder))
+		if (!grant_is_over(&old, peer, now) || grant_ring.delete(&holder))
 			return NAME_FULL;
+		__sync_fetch_and_add(&all->places, -1);
 	}
-	if (all->rows >= (u64)s->addresses * GRANTS_PER_POLICY || grant_ring.insert(&holder, &here))
+	if (all->places >= (u64)s->addresses * GRANTS_PER_POLICY || grant_ring.insert(&holder, &here))
 		return NAME_FULL;
+	__sync_fetch_and_add(&all->places, 1);
 	return NONE;
 }

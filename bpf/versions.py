@@ -193,7 +193,7 @@ def is_attached(layout: Layout, cgroups: Collection[Path]) -> bool:
 
 def keep_text(run: Path) -> None:
     """This version's contract, for others; whole or not there."""
-    run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _text(run, contract().layout)
     if not path.exists():
         scratch = path.with_suffix(f".{os.getpid()}")

@@ -1,4 +1,4 @@
-"""The command line. Each command's work is in a module of its own, imported when it is asked for."""
+"""The command line's commands. Each one's work is in a module of its own, imported when it is asked for."""
 
 # PYTHON_ARGCOMPLETE_OK
 from __future__ import annotations
@@ -8,164 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gateway.arguments import CONFIG, parser
+
 REFUSED, WRONG = 1, 2
-
-DESCRIPTION = "Skouter: what may leave this machine, by DNS name, enforced in the kernel."
-
-RUN_EPILOG = """
-examples:
-  skouter run --allow api.example.com:443 -- curl https://api.example.com/
-  skouter run --allow '*.debian.org' --allow 192.0.2.0/24:22 -- ./build.sh
-  skouter run --policy egress.yaml -- python3 job.py
-  skouter run --audit --learn learned.yaml -- ./build.sh      find out what it needs
-
-  Everything that no --allow and no policy names is refused at once (EPERM). DNS goes to the servers of
-  /etc/resolv.conf; the addresses in their answers are allowed before the command can see them.
-"""
-
-CHECK_EPILOG = """
-examples:
-  skouter policy check egress.yaml                  every problem at once; exit status 1 if there is one
-  skouter policy check -o json deploy/*.yaml
-"""
-
-EXPLAIN_EPILOG = """
-examples:
-  skouter policy explain egress.yaml --workload app=web example.com:443
-  skouter policy explain egress.yaml --workload app=web --namespace shop 192.0.2.7:53/udp
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="skouter", description=DESCRIPTION)
-    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands)
-    _add_policy(commands)
-    status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
-    status.set_defaults(do=do_status)
-    off = _add(commands, "off", "break-glass: detach everything at once; nothing is filtered any more")
-    off.set_defaults(do=do_off)
-    uninstall = _add(commands, "uninstall", "detach everything and leave nothing behind in the kernel")
-    uninstall.set_defaults(do=do_uninstall)
-    completion = commands.add_parser(
-        "completion", help='a script for your shell: eval "$(skouter completion bash)"'
-    )
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    completion.set_defaults(do=do_completion)
-    return top
-
-
-def _add(
-    commands: Any, name: str, text: str, epilog: str = "", output: bool = True
-) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if output:
-        made.add_argument("-o", "--output", choices=("human", "json"), default="human")
-    return made
-
-
-def _add_run(commands: Any) -> None:
-    run = _add(commands, "run", "run a command that may reach only what you allow", RUN_EPILOG)
-    run.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME[:PORT]",
-        help="name, *.name, address or CIDR; 443, 8000-8080 or 53/udp; no port: all",
-    )
-    run.add_argument(
-        "--policy",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="Egress documents; all of them apply, unless --workload picks",
-    )
-    run.add_argument(
-        "--workload", metavar="LABELS", help="labels (app=web,tier=front) that select among the documents"
-    )
-    run.add_argument("--namespace", default="default", help="the namespace in which they select")
-    run.add_argument(
-        "--only-allowed-names",
-        action="store_true",
-        help="refuse DNS questions for every other name too, so that no data leaves in them",
-    )
-    run.add_argument("--audit", action="store_true", help="refuse nothing, tell what would be refused")
-    run.add_argument(
-        "--learn",
-        type=Path,
-        metavar="FILE",
-        help="write the policy that would have sufficed; with no policy given, implies --audit",
-    )
-    run.add_argument(
-        "--resolver",
-        action="append",
-        default=[],
-        metavar="ADDRESS[:PORT]",
-        help="trust these DNS servers instead of those of /etc/resolv.conf",
-    )
-    run.add_argument(
-        "--floor",
-        type=_seconds,
-        default=60,
-        metavar="SECONDS",
-        help="an address is granted for its TTL, but at least this long (60)",
-    )
-    run.add_argument(
-        "--grace", type=_seconds, default=60, metavar="SECONDS", help="and for this long on top (60)"
-    )
-    run.add_argument("-q", "--quiet", action="store_true", help="no summary")
-    run.add_argument(
-        "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, and its arguments"
-    )
-    run.set_defaults(do=do_run)
-
-
-def _add_policy(commands: Any) -> None:
-    policy = commands.add_parser("policy", help="check and explain policy documents").add_subparsers(
-        dest="what", required=True, metavar="COMMAND"
-    )
-    check = _add(
-        policy, "check", "every problem of the documents: file, object, field and mend", CHECK_EPILOG
-    )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    check.set_defaults(do=do_check)
-    explain = _add(policy, "explain", "which rule allows a destination, or why nothing does", EXPLAIN_EPILOG)
-    explain.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    explain.add_argument(
-        "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
-    )
-    explain.add_argument("--namespace", default="default", help="its namespace")
-    explain.add_argument(
-        "destination", metavar="NAME:PORT", help="example.com:443, 192.0.2.7:53/udp, [2001:db8::1]:22"
-    )
-    explain.set_defaults(do=do_explain)
-
-
-def _seconds(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: write 60")
-    return int(text)
-
-
-class _Version(argparse.Action):
-    """Asks the installation only when it is asked: that takes a while."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"skouter {version('skouter')}")
-        except PackageNotFoundError:
-            print("skouter, not installed")
-        parser.exit()
 
 
 # ---- Commands -------------------------------------------------------------------------------------------
@@ -208,6 +53,30 @@ def do_run(arguments: argparse.Namespace) -> int:
     )
     summary = "none" if arguments.quiet else arguments.output
     return run(Request(command, wanted, options, arguments.learn, summary), place.find())
+
+
+def do_agent(arguments: argparse.Namespace) -> int:
+    from gateway import place
+    from gateway.agent import Request, run
+
+    if not arguments.config.is_file() and arguments.config != CONFIG:
+        raise UsageError(f"--config {arguments.config}: no such file; leave it out for the defaults")
+    policies, config = arguments.policy_dir.absolute(), arguments.config.absolute()
+    return run(Request(policies, config, frozenset(arguments.even), arguments.root), place.find())
+
+
+def do_wait(arguments: argparse.Namespace) -> int:
+    from gateway import place
+    from gateway.wait import wait
+
+    if wait(place.find(), arguments.root, arguments.timeout):
+        return 0
+    print(
+        f"skouter: no policy holds this cgroup after {arguments.timeout} s: is skouter.service running, and "
+        "does a workload of its configuration name this unit?",
+        file=sys.stderr,
+    )
+    return REFUSED
 
 
 def do_check(arguments: argparse.Namespace) -> int:
@@ -277,6 +146,19 @@ def do_completion(arguments: argparse.Namespace) -> int:
 
     print(argcomplete.shellcode(["skouter"], shell=arguments.shell))
     return 0
+
+
+COMMANDS = {
+    "agent": do_agent,
+    "check": do_check,
+    "completion": do_completion,
+    "explain": do_explain,
+    "off": do_off,
+    "run": do_run,
+    "status": do_status,
+    "uninstall": do_uninstall,
+    "wait": do_wait,
+}
 
 
 # ---- What they share ------------------------------------------------------------------------------------
@@ -371,7 +253,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
     from gateway.cgroups import CgroupError
 
     try:
-        return int(arguments.do(arguments))
+        return int(COMMANDS[arguments.do](arguments))
     except (UsageError, BadAllowError, CgroupError, OSError) as error:
         return wrong(*str(error).splitlines())
     except Exception as error:

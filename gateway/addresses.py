@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 V4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -63,6 +64,24 @@ def parse_network(text: str) -> Network:
 
 def parse_address_or_network(text: str) -> Network:
     return parse_network(text) if "/" in text else parse_address(text)
+
+
+def parse_server(text: str, port: int) -> tuple[Address, int]:
+    """`192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1` or `[2001:db8::1]:5353`; `port` where it names none."""
+    host, found = text, str(port)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        found = rest[1:] if rest.startswith(":") else found if not rest else "?"
+    elif text.count(":") == 1:
+        host, found = text.split(":")
+    try:
+        if not found.isascii() or not 0 < int(found) < 65536:
+            raise ValueError(found)
+        return ipaddress.ip_address(host), int(found)
+    except ValueError:
+        raise BadAddressError(
+            f"{text!r} is not an IP address", "write 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:5353"
+        ) from None
 
 
 def _plain_network(text: str, network: Network, length: str) -> Network:

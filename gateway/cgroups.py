@@ -73,9 +73,14 @@ def processes(path: Path) -> list[int]:
 
 
 def below(path: Path) -> Iterator[Path]:
-    """The cgroup and all in it, parents first; what goes away meanwhile is left out."""
-    for folder, _, _ in os.walk(path):
-        yield Path(folder)
+    """The cgroup and all in it, parents first; what goes away meanwhile, or has no name that can be opened (a
+    user may nest them that deep), is left out."""
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        yield folder
+        with suppress(OSError), os.scandir(folder) as entries:
+            waiting += [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def ids_below(path: Path) -> set[int]:

@@ -7,21 +7,20 @@ The rules this file must obey:
   faulty rule grants nothing (Rule() keeps its place, so that rule numbers stay those of the document); an
   object that is wrong elsewhere is left out. Whoever enforces must therefore refuse a file that has problems,
   or keep what it had: to leave an object out may open what it closed.
-* Shape is schema.py's, YAML yaml_nodes.py's, DNS names are names.py's, regular expressions patterns.py's and
-  addresses addresses.py's. Here is what else a schema cannot say: exceptions inside their network (as for
-  NetworkPolicy's ipBlock), ranges of ports, the names of objects and labels, and that a rule names a peer.
+* Shape is schema.py's, YAML yaml_nodes.py's, where a problem lies reading.py's, DNS names are names.py's,
+  regular expressions patterns.py's and addresses addresses.py's. Here is what else a schema cannot say:
+  exceptions inside their network (as for NetworkPolicy's ipBlock), ranges of ports, the names of objects and
+  labels, and that a rule names a peer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gateway import addresses, names, patterns, schema, yaml_nodes
-from gateway.addresses import BadAddressError
-from gateway.names import BadNameError
-from gateway.patterns import BadPatternError
+from gateway.reading import SUBDOMAIN, Reading, check_key, check_value, labels
 from gateway.records import (
     Block,
     Egress,
@@ -33,14 +32,12 @@ from gateway.records import (
     Rule,
     Selector,
 )
-from gateway.schema import Path, Violation
-
-Parsed = TypeVar("Parsed")
+from gateway.schema import Path
 
 
 def read(text: str, file: str) -> tuple[list[Object], list[Problem]]:
     """The objects of a file of YAML documents, and all of its problems."""
-    readings = [_Reading(file, document) for document in yaml_nodes.documents(text)]
+    readings = [Reading(file, document) for document in yaml_nodes.documents(text)]
     objects: dict[str, Object] = {}
     for reading in readings:
         found = _object(reading)
@@ -55,90 +52,13 @@ def read(text: str, file: str) -> tuple[list[Object], list[Problem]]:
 
 def read_object(data: Mapping[str, Any], file: str = "") -> tuple[Object | None, list[Problem]]:
     """The object that the API server sent as `data`, and all of its problems."""
-    reading = _Reading(file, yaml_nodes.Document(data))
+    reading = Reading(file, yaml_nodes.Document(data))
     return _object(reading), reading.problems()
-
-
-# ---- One object being read --------------------------------------------------------------------------------
-
-
-class _Reading:
-    """One object being read: which parts of it are sound, and every problem found so far."""
-
-    def __init__(self, file: str, document: yaml_nodes.Document) -> None:
-        self.file = file
-        self.title = ""
-        self.document = document
-        self.found: list[Violation] = []
-        self._at: set[Path] = set()
-        self._above: set[Path] = set()
-        for violation in document.found:
-            self.wrong(*violation)
-
-    def wrong(self, path: Path, wrong: str, mend: str) -> None:
-        self.found.append(Violation(path, wrong, mend))
-        self._at.add(path)
-        self._above.update(path[:length] for length in range(len(path)))
-
-    def get(self, *path: str | int) -> Any:
-        """The value at `path`; None where it is missing, or where it or what holds it is wrong."""
-        value: Any = self.document.data
-        for depth in range(len(path) + 1):
-            if path[:depth] in self._at:
-                return None
-            if depth < len(path):
-                try:
-                    value = value[path[depth]]
-                except (KeyError, IndexError, TypeError):
-                    return None
-        return value
-
-    def sound(self, path: Path) -> bool:
-        """Whether nothing is wrong at `path` or below it."""
-        return path not in self._at and path not in self._above
-
-    def one(self, path: Path, parse: Callable[[Any], Parsed]) -> Parsed | None:
-        """The value at `path`, parsed; what `parse` refuses is told."""
-        value = self.get(*path)
-        try:
-            return None if value is None else parse(value)
-        except (BadNameError, BadPatternError, BadAddressError) as error:
-            self.wrong(path, error.wrong, error.mend)
-            return None
-
-    def each(self, path: Path, parse: Callable[[Any], Parsed]) -> tuple[Parsed, ...]:
-        """The items of the list at `path`, parsed, less those that `parse` refuses."""
-        items = (self.one((*path, index), parse) for index in range(len(self.get(*path) or ())))
-        return tuple(item for item in items if item is not None)
-
-    def problems(self) -> list[Problem]:
-        """Every problem, by line."""
-        problems = [
-            Problem(self.file, self._line(path), self.title, _dotted(path), wrong, mend)
-            for path, wrong, mend in self.found
-        ]
-        return sorted(problems, key=lambda problem: problem.line or 0)
-
-    def spelling(self, path: Path) -> str | None:
-        """The scalar at `path` as it was written, before YAML made a boolean of `no`."""
-        node = yaml_nodes.node_at(self.document.node, path)[0]
-        return node.value if node is not None and isinstance(node.value, str) else None
-
-    def _line(self, path: Path) -> int | None:
-        if self.document.node is None:
-            return self.document.line
-        return yaml_nodes.node_at(self.document.node, path)[1]
-
-
-def _dotted(path: Path) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 # ---- Kinds ------------------------------------------------------------------------------------------------
 
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")  # RFC 1123, as Kubernetes has it
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _METADATA = (
     *("name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "generateName"),
     *("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "managedFields"),
@@ -146,7 +66,7 @@ _METADATA = (
 )
 
 
-def _object(reading: _Reading) -> Object | None:
+def _object(reading: Reading) -> Object | None:
     data = reading.document.data
     if not isinstance(data, dict):
         if not reading.found:
@@ -172,14 +92,14 @@ def _object(reading: _Reading) -> Object | None:
     return built if rules_alone else None
 
 
-def _identity(reading: _Reading, data: dict[str, Any], kind: str) -> tuple[str, str | None]:
+def _identity(reading: Reading, data: dict[str, Any], kind: str) -> tuple[str, str | None]:
     metadata = data.get("metadata")
     if not isinstance(metadata, dict):
         reading.wrong(("metadata",), "is missing", "write metadata: {name: ...}")
         metadata = {}
     for unknown in [key for key in metadata if key not in _METADATA]:
         reading.wrong(("metadata", unknown), "is not a field", schema.did_you_mean(unknown, [*_METADATA[:4]]))
-    name = _valid_name(reading, "name", metadata.get("name"), _SUBDOMAIN)
+    name = _valid_name(reading, "name", metadata.get("name"), SUBDOMAIN)
     if kind == "Egress":
         return name, _valid_name(reading, "namespace", metadata.get("namespace", "default"), _NAMESPACE)
     if "namespace" in metadata:
@@ -187,7 +107,7 @@ def _identity(reading: _Reading, data: dict[str, Any], kind: str) -> tuple[str, 
     return name, None
 
 
-def _valid_name(reading: _Reading, key: str, name: object, form: re.Pattern[str]) -> str:
+def _valid_name(reading: Reading, key: str, name: object, form: re.Pattern[str]) -> str:
     path = ("metadata", key)
     if name is None:
         reading.wrong(path, "is missing", f"add metadata.{key}")
@@ -198,7 +118,7 @@ def _valid_name(reading: _Reading, key: str, name: object, form: re.Pattern[str]
     return str(name)
 
 
-def _egress(reading: _Reading, namespace: str | None, name: str) -> Egress:
+def _egress(reading: Reading, namespace: str | None, name: str) -> Egress:
     if reading.get("spec", "namespaceSelector") is not None and reading.get("spec", "podSelector") is None:
         path = ("spec", "namespaceSelector")
         reading.wrong(path, "selects nothing without podSelector", "add podSelector: {} for all their pods")
@@ -216,31 +136,31 @@ def _egress(reading: _Reading, namespace: str | None, name: str) -> Egress:
     )
 
 
-def _external_workload(reading: _Reading, namespace: str | None, name: str) -> ExternalWorkload:
+def _external_workload(reading: Reading, namespace: str | None, name: str) -> ExternalWorkload:
     del namespace  # a machine has none
-    labels = _labels(reading, ("metadata", "labels"))
+    own = labels(reading, ("metadata", "labels"))
     return ExternalWorkload(
-        name, labels, reading.each(("spec", "addresses"), addresses.parse_address_or_network)
+        name, own, reading.each(("spec", "addresses"), addresses.parse_address_or_network)
     )
 
 
-def _selector(reading: _Reading, path: Path) -> Selector | None:
+def _selector(reading: Reading, path: Path) -> Selector | None:
     if reading.get(*path) is None:
         return None
-    labels = _labels(reading, (*path, "matchLabels"))
+    wanted = labels(reading, (*path, "matchLabels"))
     conditions = (*path, "matchExpressions")
     expressions = []
     for index, item in enumerate(reading.get(*conditions) or ()):
         if reading.sound((*conditions, index)):
             _check_expression(reading, (*conditions, index), item)
             expressions.append(Expression(item["key"], item["operator"], tuple(item.get("values", ()))))
-    return Selector(labels, tuple(expressions))
+    return Selector(wanted, tuple(expressions))
 
 
-def _check_expression(reading: _Reading, path: Path, item: dict[str, Any]) -> None:
-    _check_key(reading, (*path, "key"), item["key"])
+def _check_expression(reading: Reading, path: Path, item: dict[str, Any]) -> None:
+    check_key(reading, (*path, "key"), item["key"])
     for index, value in enumerate(item.get("values", ())):
-        _check_value(reading, (*path, "values", index), value)
+        check_value(reading, (*path, "values", index), value)
     takes_values = item["operator"] in ("In", "NotIn")
     if takes_values and "values" not in item:
         reading.wrong((*path, "values"), "is missing", f"add the values of {item['operator']}")
@@ -248,40 +168,12 @@ def _check_expression(reading: _Reading, path: Path, item: dict[str, Any]) -> No
         reading.wrong((*path, "values"), f"has no meaning for {item['operator']}", "leave it out")
 
 
-def _labels(reading: _Reading, path: Path) -> tuple[tuple[str, str], ...]:
-    labels = reading.get(*path)
-    if not isinstance(labels, dict):
-        if labels is not None:
-            reading.wrong(path, "is not a map", "write key: value")
-        return ()
-    for key, value in labels.items():
-        _check_key(reading, (*path, key), key)
-        if isinstance(value, str):
-            _check_value(reading, (*path, key), value)
-        elif reading.get(*path, key) is not None:
-            reading.wrong(
-                (*path, key), "is not a string", f'write "{reading.spelling((*path, key))}" in quotes'
-            )
-    return tuple(sorted((key, value) for key, value in labels.items() if isinstance(value, str)))
-
-
-def _check_key(reading: _Reading, path: Path, key: str) -> None:
-    prefix, slash, name = key.rpartition("/")
-    if not name or not _LABEL_VALUE.fullmatch(name) or (slash and not _SUBDOMAIN.fullmatch(prefix)):
-        reading.wrong(path, f"{key!r} is not a label's key", "write a key such as app or example.com/app")
-
-
-def _check_value(reading: _Reading, path: Path, value: str) -> None:
-    if not _LABEL_VALUE.fullmatch(value):
-        reading.wrong(path, f"{value!r} is not a label's value", "write letters, digits, -, _ and .")
-
-
 # ---- Rules ------------------------------------------------------------------------------------------------
 
 _PEERS = ("domains", "regex", "fqdn", "ips", "cidrs", "ipBlocks")
 
 
-def _rule(reading: _Reading, index: int) -> Rule:
+def _rule(reading: Reading, index: int) -> Rule:
     path: Path = ("spec", "rules", index)
     rule = reading.get(*path)
     if rule is None:
@@ -305,7 +197,7 @@ def _rule(reading: _Reading, index: int) -> Rule:
     return built if reading.sound(path) else Rule()
 
 
-def _ip_blocks(reading: _Reading, path: Path) -> Iterator[Block]:
+def _ip_blocks(reading: Reading, path: Path) -> Iterator[Block]:
     for index in range(len(reading.get(*path) or ())):
         network = reading.one((*path, index, "cidr"), addresses.parse_network)
         excepts = reading.each((*path, index, "except"), addresses.parse_network)
@@ -320,7 +212,7 @@ def _ip_blocks(reading: _Reading, path: Path) -> Iterator[Block]:
         yield Block(network, excepts)
 
 
-def _ports(reading: _Reading, path: Path) -> tuple[Ports, ...]:
+def _ports(reading: Reading, path: Path) -> tuple[Ports, ...]:
     ports = []
     for index, item in enumerate(reading.get(*path) or ()):
         if reading.sound((*path, index)):
@@ -334,7 +226,7 @@ def _ports(reading: _Reading, path: Path) -> tuple[Ports, ...]:
     return tuple(ports)
 
 
-def _check_ports(reading: _Reading, path: Path, item: dict[str, Any]) -> None:
+def _check_ports(reading: Reading, path: Path, item: dict[str, Any]) -> None:
     first, last, protocol = item.get("port"), item.get("endPort"), item.get("protocol", "TCP")
     if first is None and last is not None:
         reading.wrong((*path, "endPort"), "has no port to begin at", "add port")

@@ -21,6 +21,7 @@ from bpf import kernel, versions
 from bpf.contract import contract
 from bpf.datapath import DECIDING, Datapath
 from bpf.events import address
+from bpf.load import DatapathError
 from gateway import cgroups, place
 from gateway.numbers import Numbers, Options, Written, resolver_key
 from gateway.policy import Policy, describe
@@ -105,6 +106,7 @@ class Engine:
         """
         with locked(self.where):
             state, before = claim(self.where, name)
+            ring = -1
             try:
                 number = int(before["policy"]) if before else self.numbers.free(self._used())
                 if not before:
@@ -127,6 +129,9 @@ class Engine:
                 if there:
                     held.ended = self._end_withdrawn(held)
             except BaseException:
+                if ring >= 0:
+                    os.close(ring)
+                    self.datapath["events"].discard(number)
                 os.close(state)
                 if not before:
                     self.forget(name)
@@ -136,7 +141,12 @@ class Engine:
     def update(self, held: Held, policy: Policy, options: Options) -> list[str]:
         """Changes a policy in place: grants stay, flows of what was withdrawn end. What ended, in words."""
         with locked(self.where):
-            held.written = self.numbers.write(held.number, policy, options, held.written)
+            try:
+                held.written = self.numbers.write(held.number, policy, options, held.written)
+            except BaseException:
+                held.written = self.numbers.read_back(held.number)  # neither the old nor the new one
+                self.numbers.judge_anew(held.number)
+                raise
             self._trust_local(options)
             self._describe(held, policy, options)
         return self._end_withdrawn(held)
@@ -166,25 +176,36 @@ class Engine:
 
     # ---- Workloads
 
-    def place(self, held: Held, path: Path) -> None:
+    def place(self, held: Held, path: Path) -> list[str]:
         """Holds a cgroup and all below it, unless placed nearer, to a policy.
 
-        What came in from outside before that may go on.
+        What came in from outside before that may go on; where that can't be seen to, it is told.
         """
         from gateway.open_sockets import adopt
 
         identity = cgroups.cgroup_id(path)
-        self._cover(*cgroups.levels(path, 0))
+        told: list[str] = []
         with locked(self.where):
+            self._cover(*cgroups.levels(path, 0))
             pids, ids = cgroups.processes_below(path), cgroups.ids_below(path)
-            if pids:
-                adopt(self.datapath, held.number, ids, pids)
+            before = self.datapath["workloads"].get(identity)
+
+            def adopt_all() -> None:
+                try:
+                    if pids:
+                        adopt(self.datapath, held.number, ids, pids)
+                except (OSError, DatapathError) as error:
+                    told.append(f"{path}: connections that came in before may be refused: {error}")
+
+            adopt_all()
             self.datapath["workloads"][identity] = (held.number,)
-            if pids:
-                adopt(self.datapath, held.number, ids, pids)  # what was accepted meanwhile
+            if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
+                self.numbers.judge_anew(int(before.policy))
+            adopt_all()  # what was accepted meanwhile
             held.cgroups[path] = identity
             self._describe_cgroups(held)
             self._share_room()
+        return told[:1]
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""
@@ -192,22 +213,31 @@ class Engine:
             self._unplace(held, path)
             self._describe_cgroups(held)
 
+    def hand_over(self, held: Held, path: Path) -> None:
+        """A cgroup that is under another policy by now, or has gone, is this one's no more; its row stays."""
+        with locked(self.where):
+            del held.cgroups[path]
+            self._describe_cgroups(held)
+
     def exempt(self, path: Path) -> None:
         """A cgroup that is never filtered, whatever is placed around it."""
-        self._cover(*cgroups.levels(path, 0))
-        self.datapath["workloads"][cgroups.cgroup_id(path)] = (contract().constant("EXEMPT"),)
+        with locked(self.where):
+            self._cover(*cgroups.levels(path, 0))
+            self.datapath["workloads"][cgroups.cgroup_id(path)] = (contract().constant("EXEMPT"),)
 
     def unexempt(self, identity: int) -> None:
         """By its id: the cgroup may be gone."""
-        found = self.datapath["workloads"].get(identity)
-        if found is not None and int(found.policy) == contract().constant("EXEMPT"):
-            self.datapath["workloads"].discard(identity)
+        with locked(self.where):
+            found = self.datapath["workloads"].get(identity)
+            if found is not None and int(found.policy) == contract().constant("EXEMPT"):
+                self.datapath["workloads"].discard(identity)
 
     def _unplace(self, held: Held, path: Path) -> None:
         identity = held.cgroups.pop(path)
         found = self.datapath["workloads"].get(identity)
         if found is not None and int(found.policy) == held.number:
             self.datapath["workloads"].discard(identity)
+            self.numbers.judge_anew(held.number)
         self.forget_rings(identity)
 
     def _end_withdrawn(self, held: Held) -> list[str]:
@@ -256,27 +286,34 @@ class Engine:
     def forget_rings(self, workload: int) -> None:
         """What a workload has in the rings of quotas.h, and in the tables behind them."""
         tally = self.datapath["tallies"].get(workload)
-        for ring, table, most in RINGS if tally else ():
-            for number in range(min(int(getattr(tally, table)), contract().constant(most))):
-                found = self.datapath[ring].get((workload, number))
-                if found is not None:  # a place holds nothing but the row's key
-                    self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
-                    self.datapath[ring].discard((workload, number))
+        for ring, table in RINGS.items() if tally else ():
+            most = contract().constant(table.upper())
+            self._forget_places(workload, ring, table, range(min(int(getattr(tally, table)), most)))
         self.datapath["tallies"].discard(workload)
 
+    def _forget_places(self, workload: int, ring: str, table: str, places: range) -> None:
+        for number in places:
+            found = self.datapath[ring].get((workload, number))
+            if found is not None:
+                self.datapath[ring].discard((workload, number))
+                self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
+
     def _share_room(self) -> None:
-        """Quotas such that all workloads together fit into the tables."""
+        """Quotas such that all workloads together fit into the tables. Where there are so many that a quota
+        shrinks, the places beyond it are emptied: nobody turns them any more."""
         held = states(self.where)
-        workloads = max(1, sum(len(state["cgroups"]) for state in held))
+        workloads = [int(identity) for state in held for identity in state["cgroups"].values()]
         constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
-        self.datapath.set(
-            flows=min(constant("FLOWS"), entries["flows"] // workloads),
-            inbounds=min(constant("INBOUNDS"), entries["inbounds"] // workloads),
-            addresses=min(
-                constant("ADDRESSES"),
-                entries["grants"] // (constant("GRANTS_PER_POLICY") * max(1, len(held))),
-            ),
-        )
+        before = self.datapath["settings"][0]
+        quotas = {
+            table: min(constant(table.upper()), entries[table] // max(1, len(workloads)))
+            for table in RINGS.values()
+        }
+        addresses = entries["grants"] // (constant("GRANTS_PER_POLICY") * max(1, len(held)))
+        self.datapath.set(**quotas, addresses=min(constant("ADDRESSES"), addresses))
+        for ring, table in RINGS.items():
+            for workload in workloads if quotas[table] < getattr(before, table) else ():
+                self._forget_places(workload, ring, table, range(quotas[table], getattr(before, table)))
 
     def _trust_local(self, options: Options) -> None:
         for resolver in options.resolvers:
@@ -294,12 +331,8 @@ class Engine:
                 table.remove_raw(raw)
 
 
-# Ring, the table behind it (also the field of struct tally), and the constant of most places.
-RINGS = (
-    ("question_ring", "questions", "OPEN_QUESTIONS"),
-    ("flow_ring", "flows", "FLOWS"),
-    ("inbound_ring", "inbounds", "INBOUNDS"),
-)
+# Ring, and the table behind it: also the field of struct tally and of struct settings, and the quota in capitals.
+RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
 NOTHING_SAID: dict[str, Any] = {
     "command": [],
     "mode": "",

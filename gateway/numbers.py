@@ -43,6 +43,7 @@ class Options:
     own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
     netns: int = 0  # and its cookie; 0: not asked
     host: bool = False  # the workload is the host: what keeps it on its network passes
+    names: bool = False  # answers are told too, for who tells refusals by name
     trace: bool = False
     floor: int = FLOOR
     grace: int = GRACE
@@ -98,6 +99,12 @@ class Numbers:
         self._set_policy(number, wanted.flags, wanted.patterns is not None, options, grown=1)
         return Written(wanted, rows, (*wanted.problems, *left_out))
 
+    def judge_anew(self, number: int) -> None:
+        """Flows that the policy admitted ask again with their next packet, whosever they are by then."""
+        before = self.datapath["policies"][number]
+        before.generation = (int(before.generation) + 1) & 0xFFFFFFFF
+        self.datapath["policies"][number] = before[0]
+
     def readdress(self, number: int, options: Options, before: Written) -> Written:
         """Changes the rows that `options` ask for, and nothing of the policy."""
         rows = self._add_rows(number, options, before.rows)
@@ -129,8 +136,11 @@ class Numbers:
     def purge(self, number: int) -> None:
         """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
         before = self.datapath["policies"][number]
+        if not before.generation:  # nobody ever had it, and to walk through large tables takes a while
+            return
         self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
         self._set_automaton(number, None)
+        self.datapath["events"].discard(number)
         for name in (*OWNED, *LEARNED):
             table = self.datapath[name]
             for raw in list(table.raw_keys()):
@@ -167,6 +177,7 @@ class Numbers:
         bits = sum(constant(name) for field, name in FLAG_NAMES.items() if getattr(flags, field))
         bits |= constant("PATTERNS") if has_patterns else 0
         bits |= constant("TRACE") if options.trace else 0
+        bits |= constant("NAMES") if options.names else 0
         bits |= constant("HOST") if options.host else 0
         bits |= constant("OWN_SOURCES") if options.own else 0
         bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from socket import IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import Reason, pack_address
+from gateway.cgroups import hierarchy, processes_below
 from gateway.report import PROTOCOLS, printable
 from routing import sockets
 from routing.borrowed import sockets_of
@@ -49,6 +51,22 @@ def adopt(loaded: Datapath, number: int, cgroups: Collection[int], pids: Collect
     if known:
         loaded.set(carrying=1)
     return known
+
+
+def sweep_carried(loaded: Datapath, silent: set[int]) -> set[int]:
+    """Takes away what was laid down for sockets that are no more; those that seem so, for the next time.
+
+    A list of sockets may miss one: only who is missed twice is gone.
+    """
+    table = loaded["carried"]
+    waiting = {int.from_bytes(raw, sys.byteorder) for raw in table.raw_keys()}
+    if not waiting:
+        return set()
+    everybody = processes_below(hierarchy())
+    alive = {one.cookie for found in _in_each_namespace(everybody, sockets.dump) for one in found}
+    for cookie in waiting & silent - alive:
+        table.discard(cookie)
+    return waiting - alive
 
 
 def end_withdrawn(
@@ -111,15 +129,20 @@ def _admits(loaded: Datapath, number: int, peer: int, ports: int) -> bool:
 
 def _datagram_flows(loaded: Datapath, pids: Iterable[int]) -> Iterator[tuple[int, Any]]:
     """What is kept with datagram sockets is told only to who holds them."""
-    layout = loaded["sockets"].layout
     for pid in pids:
-        for cookie, held in sockets_of(pid):
-            if held.proto == IPPROTO_UDP:
-                raw = kernel.lookup(
-                    loaded["sockets"].fd, held.fileno().to_bytes(4, sys.byteorder), layout.value_size
-                )
-                if raw:
-                    yield cookie, contract().unpack(layout.value, raw)
+        with suppress(PermissionError):  # who may not be looked at is not told early
+            yield from _datagram_flows_of(loaded, pid)
+
+
+def _datagram_flows_of(loaded: Datapath, pid: int) -> Iterator[tuple[int, Any]]:
+    layout = loaded["sockets"].layout
+    for cookie, held in sockets_of(pid):
+        if held.proto == IPPROTO_UDP:
+            raw = kernel.lookup(
+                loaded["sockets"].fd, held.fileno().to_bytes(4, sys.byteorder), layout.value_size
+            )
+            if raw:
+                yield cookie, contract().unpack(layout.value, raw)
 
 
 def _in_each_namespace(pids: Collection[int], work: Callable[[], T]) -> Iterator[T]:

@@ -5,6 +5,7 @@ Every folder carries the instance's name, so that two (a test and the real one, 
     BPFFS/NAME          pinned maps and programs
     CGROUP2/NAME        the workloads' cgroup, to which the programs are attached
     /run/NAME           the lock, and what each workload was given, for people to read
+    /var/lib/NAME       the last good set of an agent's policies
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway import cgroups
 
 DEFAULT = "skouter"
 BPFFS = Path("/sys/fs/bpf")
+STATE = Path("/var/lib")  # file-hierarchy(7)
 INSTANCE = re.compile(r"skouter(-[A-Za-z0-9_-]+)?")  # never the name of somebody else's folder
 
 
@@ -38,6 +40,14 @@ class Place:
     @property
     def cgroup(self) -> Path:
         return self.hierarchy / self.name
+
+    @property
+    def state(self) -> Path:
+        return STATE / self.name
+
+    @property
+    def kept(self) -> Path:
+        return self.state / "good.json"
 
     @property
     def lock(self) -> Path:

@@ -21,7 +21,7 @@ def off(where: Place) -> list[str]:
 def uninstall(where: Place) -> list[str]:
     """Everything: programs, tables, cgroups, files under /run. What was removed, in words."""
     gone = off(where)
-    for path in (where.pins, where.run):
+    for path in (where.pins, where.run, where.state):
         if path.exists():
             gone.append(str(path))
             datapath.unpin(path)

@@ -63,6 +63,19 @@ class Destination:
         return printable(host + port + (f" by {self.process}" if self.process else ""))
 
 
+def destination(event: Told, name: str) -> Destination:
+    """Where the packet of an event went; `name` is what its address was last answered for, or ""."""
+    if event.reason == "QUESTION_REFUSED":
+        return Destination(family(event.name), str(event.remote), QUESTION, 0, event.process)
+    protocol = PROTOCOLS.get(event.protocol, f"protocol {event.protocol}")
+    port = event.remote_port if protocol in WITH_PORTS else 0
+    return Destination(name, str(event.remote), protocol, port, event.process)
+
+
+def not_learned(name: str, address: str) -> str:
+    return f"{printable(name) or 'a name'} has the address {address}, which DNS may not teach"
+
+
 @dataclass
 class Report:
     """Collects events; `reached` and `refused` count attempts by destination, in the order they came."""
@@ -74,18 +87,12 @@ class Report:
 
     def add(self, event: Told) -> None:
         address = str(event.remote)
-        if event.reason == "QUESTION_REFUSED":
-            at = Destination(family(event.name), address, QUESTION, 0, event.process)
-            self.refused[at, event.reason] = self.refused.get((at, event.reason), 0) + 1
-            return
         if event.reason in ANSWERS:
             self.names[address] = event.name
             if event.reason == "NEVER_LEARNED":
                 self.never[address] = event.name
             return
-        protocol = PROTOCOLS.get(event.protocol, f"protocol {event.protocol}")
-        port = event.remote_port if protocol in WITH_PORTS else 0
-        at = Destination(self.names.get(address, ""), address, protocol, port, event.process)
+        at = destination(event, self.names.get(address, ""))
         if event.verdict == "PASS":
             self.reached[at] = self.reached.get(at, 0) + 1
         else:
@@ -112,10 +119,7 @@ class Report:
         verb = "would be refused" if audit else "refused"
         found = [f"reached  {at}{_times(n)}" for at, n in self.reached.items()]
         found += [f"{verb}  {at}{_times(n)}: {sentences[why]}" for (at, why), n in self.refused.items()]
-        found += [
-            f"not learned  {printable(name) or 'a name'} has the address {address}, which DNS may not teach"
-            for address, name in self.never.items()
-        ]
+        found += [f"not learned  {not_learned(name, address)}" for address, name in self.never.items()]
         return found
 
     def policy(self, name: str, selector: Mapping[str, str] | None = None) -> str:

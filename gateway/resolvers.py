@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.events import Address
+from gateway.addresses import BadAddressError, parse_server
 from gateway.names import BadNameError, normal
 
 STUB = "127.0.0.53"
@@ -46,20 +47,10 @@ class Resolver:
 
 def parse(text: str) -> Resolver:
     """`192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1` or `[2001:db8::1]:5353`."""
-    host, port = text, str(PORT)
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest[1:] if rest.startswith(":") else port if not rest else "?"
-    elif text.count(":") == 1:
-        host, port = text.split(":")
     try:
-        if not 0 < int(port) < 65536:
-            raise ValueError(port)
-        return Resolver(ipaddress.ip_address(host), int(port))
-    except ValueError:
-        raise BadResolverError(
-            f"resolver {text!r} is not an IP address: write 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:5353"
-        ) from None
+        return Resolver(*parse_server(text, PORT))
+    except BadAddressError as error:
+        raise BadResolverError(f"resolver {error.wrong}: {error.mend}") from None
 
 
 def from_resolv_conf(text: str) -> list[Resolver]:

@@ -42,7 +42,23 @@ class Violation(NamedTuple):
 def violations(kind: str, data: object, spelling: Callable[[Path], str | None]) -> Iterator[Violation]:
     """All that the schema of `kind` has against `data`; `spelling` gives the scalar as it was written."""
     yield from _unknown_fields(kind, data, KINDS[kind], ())
-    for error in _validator(kind).iter_errors(data):
+    yield from _misshapen(_validator(kind), data, spelling)
+
+
+def violations_of(
+    schema: Schema, data: object, spelling: Callable[[Path], str | None]
+) -> Iterator[Violation]:
+    """The same for a schema that is no kind of policy document."""
+    from jsonschema import Draft202012Validator
+
+    yield from _unknown_fields("", data, schema, ())
+    yield from _misshapen(Draft202012Validator(schema), data, spelling)
+
+
+def _misshapen(
+    validator: Draft202012Validator, data: object, spelling: Callable[[Path], str | None]
+) -> Iterator[Violation]:
+    for error in validator.iter_errors(data):
         path = tuple(error.absolute_path)
         if error.validator == "required":
             missing = next(f for f in error.validator_value if f not in error.instance and f in error.message)

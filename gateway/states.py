@@ -27,7 +27,9 @@ class EngineError(Exception):
 
 @contextmanager
 def locked(where: Place) -> Iterator[None]:
-    where.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    """Nobody else may: whoever can open a file can lock it (flock(2)), and keep everybody waiting."""
+    where.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    where.run.chmod(0o700)
     with where.lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
@@ -44,7 +46,7 @@ def write_state(fd: int, state: dict[str, Any]) -> None:
 def claim(where: Place, name: str) -> tuple[int, dict[str, Any] | None]:
     """The record called `name`, locked, as a descriptor; and what an earlier owner wrote there."""
     path = where.run / f"{name}.json"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

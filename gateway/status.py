@@ -11,10 +11,12 @@ from bpf import datapath
 from bpf.datapath import Datapath
 from bpf.events import address
 from bpf.load import DatapathError
-from gateway import cgroups
+from gateway import bulletin, cgroups
 from gateway.place import Place
 from gateway.report import printable
 from gateway.states import EngineError, is_owned, read_state
+
+PIDS = 20  # of one workload that people are shown: the host's own are many
 
 
 def collect(where: Place) -> dict[str, Any]:
@@ -24,6 +26,7 @@ def collect(where: Place) -> dict[str, Any]:
     found: dict[str, Any] = {
         "instance": where.name,
         "attached": {},
+        "agent": bulletin.read(where),
         "workloads": [],
         "other_layouts": datapath.other_layouts(where.pins),
         "problem": None,
@@ -52,6 +55,7 @@ def _workload(loaded: Datapath, path: Path, state: dict[str, Any]) -> dict[str, 
     known = [loaded["workloads"].get(int(identity)) for identity in state["cgroups"].values()]
     return {
         **{key: state[key] for key in ("name", "kind", "command", "mode", "policy", "rules", "resolvers")},
+        "objects": state.get("objects", []),
         "problems": state["problems"],
         "cgroups": list(state["cgroups"]),
         "enforced": all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
@@ -88,12 +92,17 @@ def lines(found: dict[str, Any]) -> list[str]:
         out.append("  nothing is attached: nothing is filtered")
     out += [f"  attached to {cgroup}: {', '.join(names)}" for cgroup, names in found["attached"].items()]
     out += [f"  left by another version, not used: {name}" for name in found["other_layouts"]]
+    out += _agent_lines(found["agent"]) if found["agent"] else []
     for workload in found["workloads"]:
         held = "enforced" if workload["enforced"] else "NOT ENFORCED"
         watched = "" if workload["watched"] else ", its skouter is gone"
         out.append(f"{workload['kind']} {workload['name']}: {workload['mode']}, {held}{watched}")
-        pids = ", ".join(map(str, workload["processes"])) or "none"
-        out.append(f"  {printable(' '.join(workload['command']))} (pids {pids})")
+        pids = ", ".join(map(str, workload["processes"][:PIDS])) or "none"
+        pids += ", ..." if len(workload["processes"]) > PIDS else ""
+        what = printable(" ".join(workload["command"])) or ", ".join(workload["cgroups"]) or "no cgroup yet"
+        out.append(f"  {what} (pids {pids})")
+        out += [f"  selected by {name}" for name in workload["objects"]]
+        out += [f"  problem: {problem}" for problem in workload["problems"]]
         out += [f"  allows {rule}" for rule in workload["rules"]] or ["  allows nothing"]
         out.append(f"  trusts DNS from {', '.join(workload['resolvers'])}")
         out += [
@@ -103,3 +112,13 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not found["workloads"]:
         out.append("no workloads")
     return out
+
+
+def _agent_lines(agent: dict[str, Any]) -> list[str]:
+    out = [f"agent (pid {agent['pid']}): policies of {agent['policies']}, configuration {agent['config']}"]
+    if not agent["running"]:
+        out.append("  it is not running: what it enforced stays enforced, changes are not followed")
+    if agent["problems"]:
+        out.append("  these files are NOT enforced, an earlier set of them is:")
+        out += [f"    {problem}" for problem in agent["problems"]]
+    return out + [f"  {line}" for line in (*agent["failed"], *agent["told"])]

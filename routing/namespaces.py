@@ -25,15 +25,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def namespaces(pids: Iterable[int]) -> Iterator[dict[int, int]]:
     """Inode to descriptor, which is open within the block; a process that is gone has none.
 
+    A process that may not be looked at has none either: one such must not keep a host from its policy.
     What a process opened before it moved elsewhere, and the namespaces of its threads, are not seen.
     """
     with ExitStack() as held:
         found: dict[int, int] = {}
         for pid in pids:
-            with suppress(FileNotFoundError, ProcessLookupError):
-                descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                held.callback(os.close, descriptor)
-                found.setdefault(os.fstat(descriptor).st_ino, descriptor)
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                path = f"/proc/{pid}/ns/net"
+                if os.stat(path).st_ino not in found:  # noqa: PTH116 - once for each process of a host
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    held.callback(os.close, descriptor)
+                    found.setdefault(os.fstat(descriptor).st_ino, descriptor)
         yield found
 
 

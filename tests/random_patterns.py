@@ -11,6 +11,14 @@ from gateway.names import BadNameError
 from gateway.patterns import ALPHABET, BadPatternError
 
 Random = random.Random
+SIX = [  # typical ones
+    r".*\.example\.(com|org)",
+    r"api-[0-9]+\.eu-(west|north)-[12]\.amazonaws\.com",
+    r"[a-z0-9-]{1,20}\.s3\.amazonaws\.com",
+    r"(www|mail|imap)[0-9]{0,2}\.corp\.example\.net",
+    r"[a-z]+-[0-9a-f]{8}\.cdn\.example\.io",
+    r"registry(-[a-z]{2,4})?\.(docker|quay)\.io",
+]
 
 
 class Node(NamedTuple):

@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from gateway import dfa, patterns
 from gateway.dfa import PEERS, TooLargeError
 from gateway.patterns import ALPHABET
-from tests.random_patterns import is_name, is_pattern, near, node, pairs
-
-SIX = [
-    r".*\.example\.(com|org)",
-    r"api-[0-9]+\.eu-(west|north)-[12]\.amazonaws\.com",
-    r"[a-z0-9-]{1,20}\.s3\.amazonaws\.com",
-    r"(www|mail|imap)[0-9]{0,2}\.corp\.example\.net",
-    r"[a-z]+-[0-9a-f]{8}\.cdn\.example\.io",
-    r"registry(-[a-z]{2,4})?\.(docker|quay)\.io",
-]
+from tests.random_patterns import SIX, is_name, is_pattern, near, node, pairs
 
 
 def compiled(*texts):

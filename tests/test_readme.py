@@ -5,17 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from gateway import documents
+from gateway import documents, settings
 from gateway.__main__ import parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_policy_of_the_readme_is_a_good_document() -> None:
-    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
-        objects, problems = documents.read(block, "README.md")
-        assert objects
-        assert not problems
+    (policy,) = [block for block in BLOCKS if "apiVersion" in block]
+    objects, problems = documents.read(policy, "README.md")
+    assert objects
+    assert not problems
+
+
+def test_the_configuration_of_the_readme_is_a_good_one() -> None:
+    (config,) = [block for block in BLOCKS if "apiVersion" not in block]
+    read, problems = settings.read(config, "README.md")
+    assert read
+    assert not problems
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`skouter (\w+(?: check| explain)?)", README))))

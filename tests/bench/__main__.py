@@ -39,6 +39,9 @@ def main() -> None:
             rows.append(
                 (f"answer of {name}", f"{ns / 1000:.2f} us", "", "at most 1.5 us" if name == "4 A" else "")
             )
+        say("patterns")
+        for name, (ns, states) in verdicts.walks(bench).items():
+            rows.append((f"walk of six expressions, {name}", f"{ns:.0f} ns", f"{states} states", ""))
     rows += [(f"verified instructions, {name}", str(count), "", "") for name, count in instructions.items()]
     write(rows)
 

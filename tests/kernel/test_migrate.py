@@ -309,10 +309,10 @@ def fill(d: Datapath) -> None:
         "holdings": [((NUMBER, PEER), (50, 0)), ((NUMBER, 0), (0, 50))],
         "tallies": [(WORKLOAD, (5, 6, 7))],
         "questions": [((socket_, 88, tuple_, 4), (now(), WORKLOAD, socket_, NUMBER))],
-        "question_ring": [((WORKLOAD, 4), ((socket_, 88, tuple_, 4),))],
-        "flow_ring": [((WORKLOAD, 5), ((socket_, tuple_),))],
+        "question_ring": [((WORKLOAD, 4), (socket_, 88, tuple_, 4))],
+        "flow_ring": [((WORKLOAD, 5), (socket_, tuple_))],
         "inbounds": [((WORKLOAD, tuple_), (now(),))],
-        "inbound_ring": [((WORKLOAD, 6), ((WORKLOAD, tuple_),))],
+        "inbound_ring": [((WORKLOAD, 6), (WORKLOAD, tuple_))],
     }  # fmt: skip
     for name, lines in rows.items():
         for key, value in lines:

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tests.variants import CHECKOUT, variant
 
 HOLD = HERE / "network" / "programs" / "hold.py"
 NOBODY = 65534
+SECONDS = 20  # that an attack may take
 SPY = """
     frames = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
     frames.bind(("pod", ETH_P_ALL))
@@ -39,6 +41,20 @@ SPY = """
             if direction != PACKET_OUTGOING and kind in (0x800, 0x86DD):
                 seen.append(packet.hex())
         tell(seen)
+"""
+ATTACKER = f"""
+    import signal
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            signal.alarm({SECONDS})
+            code, *sys.argv[1:] = json.loads(line)
+            try:
+                exec(code, globals())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        print("the end", flush=True)
 """
 BELL = """
     for line in sys.stdin:
@@ -73,27 +89,41 @@ class Workload:
     lab: Lab
     cgroup: str
     holder: subprocess.Popen[str]
+    attackers: dict[tuple[str, ...], subprocess.Popen[str]] = field(default_factory=dict)
 
     @contextmanager
     def started(
         self, code: str, *arguments: object, capabilities: Sequence[str] = ()
     ) -> Iterator[subprocess.Popen[str]]:
         """A program (workload.py) with pipes, ended with the block."""
-        join = 'echo $$ >"$0/cgroup.procs"; exec "$@"'
-        attack = as_nobody(capabilities, *python(code), *arguments)
-        process = self.lab.pod.start(
-            "sh", "-c", join, self.cgroup, *attack, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        process = self._start(code, capabilities, *arguments)
         try:
             yield process
         finally:
             end(process)
 
+    def _start(self, code: str, capabilities: Sequence[str], *arguments: object) -> subprocess.Popen[str]:
+        join = 'echo $$ >"$0/cgroup.procs"; exec "$@"'
+        attack = as_nobody(capabilities, *python(code), *arguments)
+        return _piped(self.lab.pod, ["sh", "-c", join, self.cgroup, *attack])
+
     def attack(self, code: str, *arguments: object, capabilities: Sequence[str] = ()) -> list[object]:
-        """What the program told, line by line, when it has ended."""
-        with self.started(code, *arguments, capabilities=capabilities) as process:
-            out, _ = process.communicate(timeout=20)
-        return [json.loads(line) for line in out.splitlines()]
+        """What the program told, line by line, when it has ended: a child of one that waits in the cgroup."""
+        waiting = self.attackers.get(tuple(capabilities))
+        if waiting is None:
+            self.attackers[tuple(capabilities)] = waiting = self._start(ATTACKER, capabilities)
+        assert waiting.stdin is not None
+        assert waiting.stdout is not None
+        waiting.stdin.write(json.dumps([textwrap.dedent(code), *map(str, arguments)]) + "\n")
+        waiting.stdin.flush()
+        return [json.loads(line) for line in iter(waiting.stdout.readline, "the end\n")]
+
+    def close(self) -> None:
+        for process in (*self.attackers.values(), self.holder):
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(20)
+            end(process)
 
     def counters(self) -> Counter[str]:
         """Packets of this policy so far, by reason."""
@@ -162,10 +192,7 @@ class Arena:
 
     def close(self) -> None:
         for workload in self.workloads.values():
-            assert workload.holder.stdin is not None
-            workload.holder.stdin.close()
-            workload.holder.wait(20)
-            end(workload.holder)
+            workload.close()
 
 
 class Spy:

@@ -1,4 +1,4 @@
-"""Attacks by DNS questions: data in names that no rule allows, and questions whose answer goes to somebody else.
+"""Attacks by DNS questions: data in names that no rule allows, and answers that go to somebody else.
 
 Each leaves the pod where its defence is switched off, and does not where it is on. Whether data can hide in
 names at all is for `dns.onlyAllowedNames`; by default questions are not filtered.

@@ -1,7 +1,7 @@
 """Attacks by what a socket was before, and by what seems to come from outside: with the defence switched off
 each of them gets through, with it none does.
 
-Run as an unprivileged user; NET_RAW where the attack needs it. Ways of sending are in test_attacks_packets.py.
+Run as an unprivileged user; NET_RAW where the attack needs it. Ways of sending: test_attacks_packets.py.
 """
 
 from __future__ import annotations

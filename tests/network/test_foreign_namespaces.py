@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bpf.contract import contract
 from bpf.datapath import Datapath
 from gateway import place, states
 from tests.topology import wait_for
@@ -35,7 +36,7 @@ def test_ATTACK_a_trusted_resolver_of_ones_own(lab, running, tmp_path, defended)
 
 
 def switch_off(lab, process) -> None:
-    """The policy asks for no namespace."""
+    """The policy asks for no namespace, nor whether a source is one of it."""
     where = place.find(lab.instance)
 
     def started():
@@ -46,7 +47,8 @@ def switch_off(lab, process) -> None:
     loaded = Datapath(where.pins)
     wait_for(lambda: loaded["policies"][state["policy"]].netns, "its policy")
     row = loaded["policies"][state["policy"]]
-    loaded["policies"][state["policy"]] = (row.generation, row.flags, row.floor, row.grace, 0)
+    flags = row.flags & ~contract().constant("OWN_SOURCES")
+    loaded["policies"][state["policy"]] = (row.generation, flags, row.floor, row.grace, 0)
     loaded.close()
 
 

@@ -1,8 +1,8 @@
 """Skouter with one of its defences switched off: what each attack is shown against before the real one.
 
-A defence is named after the rule that it keeps. Where one has several parts, of which no attack needs two, they
-are taken away together: each variant must be compiled. tests/variants.py sees to it that an edit which no longer
-fits its file fails.
+A defence is named after the rule that it keeps. Where one has several parts, of which no attack needs two,
+they are taken away together: each variant must be compiled. tests/variants.py sees to it that an edit which
+no longer fits its file fails.
 """
 
 from __future__ import annotations
@@ -87,7 +87,17 @@ WEAKENED: dict[str, Edits] = {
         ("bpf/learn.h", ("if (r->mapped || never_learned(r->address)) {", "if (0) {")),
     ),
     "one readable question, from an address of its own": edits(
-        ("bpf/cgroup.c", ("if (!skb->gso_size && !load_message", "if (!load_message")),
-        ("bpf/cgroup.c", ("(who->flags & OWN_SOURCES) && !is_own(who, p->tuple.local)", "0")),
+        ("bpf/stages.h", ("if (!skb->gso_size && !load_message", "if (!load_message")),
+        (
+            "bpf/cgroup.c",
+            ("\tif (passes(reason) && (who->flags & OWN_SOURCES)", "\tif (0 && (who->flags & OWN_SOURCES)"),
+        ),
+    ),
+    "a command is confined": edits(
+        ("gateway/privileges.py", ("            _shut_mounts(hidden)\n", "            pass\n")),
+        ("gateway/privileges.py", ("            if number <= last:\n", "            if number < 0:\n")),
+        ("gateway/privileges.py", ("            _drop_capabilities()\n", "            pass\n")),
+        ("gateway/privileges.py", ('        _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)\n', "")),
+        ("gateway/run.py", ("            become(user)\n", "")),
     ),
 }

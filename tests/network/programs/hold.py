@@ -1,7 +1,7 @@
 """Holds a workload for a test, by whichever version of Skouter PYTHONPATH names.
 
-hold.py NAME SETTINGS, in the workload's network namespace; SETTINGS is JSON {rules, resolver, audit,
-only_allowed_names, searches, seconds}. The first line of output is the workload's cgroup; each line of input is
+hold.py NAME SETTINGS, in the workload's network namespace; SETTINGS is JSON {rules, resolvers, audit,
+only_allowed_names, searches}. The first line of output is the workload's cgroup; each line of input is
 answered by the counters so far; at the end of input the workload goes.
 """
 

@@ -1,0 +1,217 @@
+"""The words of the command line: commands, options and their helps; what they do is __main__.py's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+CONFIG, POLICIES = Path("/etc/skouter/agent.yaml"), Path("/etc/skouter/policies")
+
+DESCRIPTION = "Skouter: what may leave this machine, by DNS name, enforced in the kernel."
+
+RUN_EPILOG = """
+examples:
+  skouter run --allow api.example.com:443 -- curl https://api.example.com/
+  skouter run --allow '*.debian.org' --allow 192.0.2.0/24:22 -- ./build.sh
+  skouter run --policy egress.yaml -- python3 job.py
+  skouter run --audit --learn learned.yaml -- ./build.sh      find out what it needs
+
+  Everything that no --allow and no policy names is refused at once (EPERM). DNS goes to the servers of
+  /etc/resolv.conf; the addresses in their answers are allowed before the command can see them.
+"""
+
+AGENT_EPILOG = """
+examples:
+  skouter agent                                     as skouter.service runs it
+  skouter agent --policy-dir ./policies --config ./agent.yaml
+
+  Holds what the configuration names (systemd units, cgroups, the host itself) to the policies that select it,
+  and follows files and units as they change. A set of files with a problem changes nothing: the last good one
+  stays. When the agent ends, what it enforced stays enforced; skouter off opens.
+"""
+
+WAIT_EPILOG = """
+examples:
+  ExecStartPre=+skouter wait                        in a unit's drop-in: it never starts without its policy
+"""
+
+CHECK_EPILOG = """
+examples:
+  skouter policy check egress.yaml                  every problem at once; exit status 1 if there is one
+  skouter policy check -o json deploy/*.yaml
+"""
+
+EXPLAIN_EPILOG = """
+examples:
+  skouter policy explain egress.yaml --workload app=web example.com:443
+  skouter policy explain egress.yaml --workload app=web --namespace shop 192.0.2.7:53/udp
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="skouter", description=DESCRIPTION)
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_policy(commands)
+    _add_agent(commands)
+    status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
+    status.set_defaults(do="status")
+    off = _add(commands, "off", "break-glass: detach everything at once; nothing is filtered any more")
+    off.set_defaults(do="off")
+    uninstall = _add(commands, "uninstall", "detach everything and leave nothing behind in the kernel")
+    uninstall.set_defaults(do="uninstall")
+    completion = commands.add_parser(
+        "completion", help='a script for your shell: eval "$(skouter completion bash)"'
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(do="completion")
+    return top
+
+
+def _add(
+    commands: Any, name: str, text: str, epilog: str = "", output: bool = True
+) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if output:
+        made.add_argument("-o", "--output", choices=("human", "json"), default="human")
+    return made
+
+
+def _add_run(commands: Any) -> None:
+    run = _add(commands, "run", "run a command that may reach only what you allow", RUN_EPILOG)
+    run.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="name, *.name, address or CIDR; 443, 8000-8080 or 53/udp; no port: all",
+    )
+    run.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="Egress documents; all of them apply, unless --workload picks",
+    )
+    run.add_argument(
+        "--workload", metavar="LABELS", help="labels (app=web,tier=front) that select among the documents"
+    )
+    run.add_argument("--namespace", default="default", help="the namespace in which they select")
+    run.add_argument(
+        "--only-allowed-names",
+        action="store_true",
+        help="refuse DNS questions for every other name too, so that no data leaves in them",
+    )
+    run.add_argument("--audit", action="store_true", help="refuse nothing, tell what would be refused")
+    run.add_argument(
+        "--learn",
+        type=Path,
+        metavar="FILE",
+        help="write the policy that would have sufficed; with no policy given, implies --audit",
+    )
+    run.add_argument(
+        "--resolver",
+        action="append",
+        default=[],
+        metavar="ADDRESS[:PORT]",
+        help="trust these DNS servers instead of those of /etc/resolv.conf",
+    )
+    run.add_argument(
+        "--floor",
+        type=_seconds,
+        default=60,
+        metavar="SECONDS",
+        help="an address is granted for its TTL, but at least this long (60)",
+    )
+    run.add_argument(
+        "--grace", type=_seconds, default=60, metavar="SECONDS", help="and for this long on top (60)"
+    )
+    run.add_argument("-q", "--quiet", action="store_true", help="no summary")
+    run.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, and its arguments"
+    )
+    run.set_defaults(do="run")
+
+
+def _add_agent(commands: Any) -> None:
+    agent = _add(
+        commands, "agent", "a daemon: hold units, cgroups and the host to policies", AGENT_EPILOG, False
+    )
+    agent.add_argument(
+        "--policy-dir", type=Path, default=POLICIES, metavar="DIR", help=f"the policies ({POLICIES})"
+    )
+    agent.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIG,
+        metavar="FILE",
+        help=f"workloads and the host's labels ({CONFIG})",
+    )
+    agent.add_argument(
+        "--even",
+        action="append",
+        choices=("resolver", "ssh"),
+        default=[],
+        help="let policies hold the host's resolver, or its SSH server, too",
+    )
+    wait = _add(commands, "wait", "wait until the cgroup it runs in is held to a policy", WAIT_EPILOG, False)
+    wait.add_argument(
+        "--timeout", type=_seconds, default=60, metavar="SECONDS", help="and give up after (60)"
+    )
+    for command in (agent, wait):
+        command.add_argument(
+            "--root",
+            default="/",
+            metavar="CGROUP",
+            help="look after this cgroup alone, as if it were the host",
+        )
+        command.set_defaults(do=command.prog.split()[-1])
+
+
+def _add_policy(commands: Any) -> None:
+    policy = commands.add_parser("policy", help="check and explain policy documents").add_subparsers(
+        dest="what", required=True, metavar="COMMAND"
+    )
+    check = _add(
+        policy, "check", "every problem of the documents: file, object, field and mend", CHECK_EPILOG
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.set_defaults(do="check")
+    explain = _add(policy, "explain", "which rule allows a destination, or why nothing does", EXPLAIN_EPILOG)
+    explain.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    explain.add_argument(
+        "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
+    )
+    explain.add_argument("--namespace", default="default", help="its namespace")
+    explain.add_argument(
+        "destination", metavar="NAME:PORT", help="example.com:443, 192.0.2.7:53/udp, [2001:db8::1]:22"
+    )
+    explain.set_defaults(do="explain")
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: write 60")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    """Asks the installation only when it is asked: that takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"skouter {version('skouter')}")
+        except PackageNotFoundError:
+            print("skouter, not installed")
+        parser.exit()

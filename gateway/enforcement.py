@@ -1,0 +1,186 @@
+"""From a plan to the engine: what is held, what has changed, and in which order it changes.
+
+Rules this file obeys:
+
+- Additions before removals; a policy is whole before a cgroup is put under it. What must not be held is
+  exempt before something above it is held, and a unit is placed before the slice around it.
+- One workload that can't be held is told and tried again at the next change; the others are held.
+- What an earlier agent left is adopted as it is, and taken away only when the plan says so.
+- A cgroup that has gone stays under its policy for LINGER: what it left in its sockets is still on its way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bpf.contract import contract
+from bpf.datapath import DECIDING
+from bpf.load import DatapathError
+from gateway import cgroups
+from gateway.commands import LINGER
+from gateway.engine import Engine, Held
+from gateway.numbers import Options
+from gateway.open_sockets import sweep_carried
+from gateway.plan import EXEMPT, Plan, Wanted
+from gateway.policy import Policy
+from gateway.settings import HOST
+from gateway.states import EngineError, locked, states
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a plan: sentences about what is not as it should be, and about what was done."""
+
+    failed: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+
+class Enforcement:
+    """The workloads of one agent. `held`: by name; `placed`: cgroup to (its id, name of its workload)."""
+
+    def __init__(self, engine: Engine, root: Path, ids: Mapping[str, int]) -> None:
+        """Knows from the start what an earlier agent placed among the cgroups that exist."""
+        self.engine, self.root = engine, root
+        self.held: dict[str, Held] = {}
+        self.placed = self._left(ids)
+        self._as: dict[str, tuple[Policy, Options]] = {}
+        self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
+        self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether packets are judged at all: `skouter off` and `uninstall` work beside an agent."""
+        return set(DECIDING) <= set(self.engine.datapath.attached(self.engine.where.hierarchy))
+
+    def apply(self, plan: Plan, ids: Mapping[str, int], options: Options) -> Outcome:
+        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one."""
+        outcome = Outcome()
+        for name, wanted in plan.wanted.items():
+            with _told(outcome, f"workload {name}"):
+                self._hold(name, wanted, replace(options, host=name == HOST), outcome)
+        self._place_all(plan, ids, outcome)
+        for name in {*self.held, *self.engine.held_names()} - plan.wanted.keys():
+            with _told(outcome, f"workload {name}"):
+                self._release(name)
+                outcome.told.append(f"workload {name} is held to nothing any more")
+        for held in self.held.values():
+            outcome.failed += [f"workload {held.name}: {problem}" for problem in held.problems]
+        return outcome
+
+    def sweep(self) -> None:
+        """Forgets the cgroups that have been gone for LINGER; to be called now and then."""
+        now, alive = time.monotonic(), {identity for identity, _name in self.placed.values()}
+        table = self.engine.datapath["workloads"]
+        theirs = {0} | {
+            int(state["policy"]) for state in states(self.engine.where) if state["kind"] == "command"
+        }
+        gone = {int(key) for key, row in table.items() if int(row.policy) not in theirs} - alive
+        self._gone = {identity: self._gone.get(identity, now) for identity in gone}
+        with locked(self.engine.where):
+            for identity in [identity for identity, since in self._gone.items() if since + LINGER < now]:
+                table.discard(identity)
+                self.engine.forget_rings(identity)
+                del self._gone[identity]
+        self._silent = sweep_carried(self.engine.datapath, self._silent)
+
+    # ---- Policies
+
+    def _hold(self, name: str, wanted: Wanted, options: Options, outcome: Outcome) -> None:
+        if self._as.get(name) == (wanted.policy, options):
+            return
+        self._as.pop(name, None)  # what stands there after a failure is neither the one nor the other
+        if name in self.held:
+            outcome.told += self.engine.update(self.held[name], wanted.policy, options)
+        else:
+            about = {"kind": "host" if name == HOST else "workload", "objects": wanted.objects}
+            self.held[name] = self.engine.hold(name, wanted.policy, options, about)
+            outcome.told += self.held[name].ended
+        self._as[name] = wanted.policy, options
+
+    def _release(self, name: str) -> None:
+        if name in self.held:
+            self.engine.release(self.held.pop(name))
+            self._as.pop(name, None)
+        else:
+            with locked(self.engine.where):
+                self.engine.forget(name)
+        self.placed = {path: at for path, at in self.placed.items() if at[1] != name}
+
+    # ---- Cgroups
+
+    def _place_all(self, plan: Plan, ids: Mapping[str, int], outcome: Outcome) -> None:
+        wanted = {path: name for name, one in plan.wanted.items() for path in one.cgroups}
+        wanted |= dict.fromkeys(plan.exempt, EXEMPT)
+        for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
+            if wanted[path] in (EXEMPT, *self.held):
+                with _told(outcome, path):
+                    outcome.told += self._place(path, wanted[path], ids.get(path))
+        for path in self.placed.keys() - wanted.keys():
+            with _told(outcome, path):
+                self._unplace(path, *self.placed[path])
+
+    def _place(self, path: str, name: str, identity: int | None) -> list[str]:
+        folder, before = self._folder(path), self.placed.get(path)
+        now = (identity if identity is not None else cgroups.cgroup_id(folder)), name
+        if now == before:
+            return []
+        told: list[str] = []
+        if name == EXEMPT:
+            self.engine.exempt(folder)
+        else:
+            told = self.engine.place(self.held[name], folder)
+        self.placed[path] = now
+        if before and before[1] != name and self._has(before[1], folder):
+            self.engine.hand_over(self.held[before[1]], folder)
+        return told
+
+    def _unplace(self, path: str, identity: int, name: str) -> None:
+        folder = self._folder(path)
+        exists = cgroups.has_id(folder, identity)
+        if name == EXEMPT and exists:
+            self.engine.unexempt(identity)
+        elif self._has(name, folder) and exists:
+            self.engine.unplace(self.held[name], folder)
+        elif self._has(name, folder):
+            self.engine.hand_over(self.held[name], folder)
+        del self.placed[path]
+
+    def _has(self, name: str, folder: Path) -> bool:
+        return name in self.held and folder in self.held[name].cgroups
+
+    def _left(self, ids: Mapping[str, int]) -> dict[str, tuple[int, str]]:
+        paths = {identity: path for path, identity in ids.items()}
+        exempt = contract().constant("EXEMPT")
+        left = {
+            paths[int(key)]: (int(key), EXEMPT)
+            for key, row in self.engine.datapath["workloads"].items()
+            if int(row.policy) == exempt and int(key) in paths
+        }
+        for state in states(self.engine.where):
+            for folder, identity in state["cgroups"].items() if state["kind"] != "command" else ():
+                with suppress(ValueError):  # not below the root: of an agent that looked after more
+                    path = Path(folder).relative_to(self.root)
+                    if cgroups.has_id(Path(folder), identity):
+                        left[f"/{path}" if path.parts else "/"] = identity, state["name"]
+        return left
+
+    def _folder(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+
+def _depth(path: str) -> int:
+    return len(path.rstrip("/").split("/"))
+
+
+@contextmanager
+def _told(outcome: Outcome, what: str) -> Iterator[None]:
+    """A cgroup that has gone meanwhile is nobody's problem: its end is seen, and the plan made again."""
+    try:
+        with suppress(FileNotFoundError):
+            yield
+    except (EngineError, DatapathError, OSError) as error:
+        outcome.failed.append(f"NOT ENFORCED: {what}: {error}")

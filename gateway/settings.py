@@ -1,0 +1,162 @@
+"""The agent's own configuration: from the text of agent.yaml to a frozen record, every problem at once.
+
+The rules this file must obey:
+
+* `read` never raises. A configuration with a problem is none at all: who is held to what would be half told.
+* A missing or empty file is the defaults: no workload is named, and the host has no labels.
+* Patterns are those of a shell (glob(7)) within one component of a path; `*` never crosses a `/`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gateway import schema, yaml_nodes
+from gateway.addresses import Address, BadAddressError, parse_server
+from gateway.names import BadNameError
+from gateway.reading import Reading, labels
+from gateway.records import Problem
+
+HOST = "host"  # the name of the host's own traffic among the workloads
+COMMANDS = "run-"  # and the beginning of those of `skouter run`
+FLOOR, GRACE, DNS_PORT = 60, 60, 53
+
+SUFFIXES = ("service", "scope", "slice", "socket", "mount", "swap")  # units with a cgroup (systemd.unit(5))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A workload of this host: the cgroups that belong to it, by patterns, and the labels it is picked by.
+
+    `units` are the system manager's; `user_units` those of any user's manager, whose names users choose.
+    """
+
+    name: str
+    units: tuple[str, ...] = ()
+    user_units: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What agent.yaml says; times in seconds. No resolvers: those of the host."""
+
+    node_labels: tuple[tuple[str, str], ...] = ()
+    workloads: tuple[Member, ...] = ()
+    resolvers: tuple[tuple[Address, int], ...] = ()
+    exempt: tuple[str, ...] = ()
+    floor: int = FLOOR
+    grace: int = GRACE
+
+
+def read(text: str, file: str) -> tuple[Settings | None, list[Problem]]:
+    """The settings, or None and every problem of the file."""
+    first, *more = [*yaml_nodes.documents(text)] or [yaml_nodes.Document({})]
+    reading = Reading(file, first)
+    if more:
+        reading.wrong((), "holds more than one document", "leave out the lines that are ---")
+    if not reading.found:
+        for violation in schema.violations_of(_SCHEMA, first.data, reading.spelling):
+            reading.wrong(*violation)
+    settings = _settings(reading)
+    return (None if reading.found else settings), reading.problems()
+
+
+def _settings(reading: Reading) -> Settings:
+    members = tuple(_member(reading, index) for index in range(len(reading.get("workloads") or ())))
+    for index, member in enumerate(members):
+        if member.name and member.name in [earlier.name for earlier in members[:index]]:
+            path = ("workloads", index, "name")
+            reading.wrong(path, f"{member.name!r} is an earlier workload's name too", "write another name")
+    return Settings(
+        node_labels=labels(reading, ("node", "labels")),
+        workloads=members,
+        resolvers=reading.each(("resolvers",), lambda text: parse_server(text, DNS_PORT)),
+        exempt=reading.each(("exempt",), _unit),
+        floor=_or(reading.get("floor"), FLOOR),
+        grace=_or(reading.get("grace"), GRACE),
+    )
+
+
+def _or(value: Any, default: int) -> int:
+    return default if value is None else int(value)
+
+
+def _member(reading: Reading, index: int) -> Member:
+    path = ("workloads", index)
+    data = reading.get(*path)
+    if isinstance(data, dict) and not {"units", "userUnits", "cgroups"} & set(data):
+        reading.wrong((*path, "units"), "is missing, and so are cgroups", "add units: [nginx.service]")
+    return Member(
+        name=reading.one((*path, "name"), _name) or "",
+        units=reading.each((*path, "units"), _unit),
+        user_units=reading.each((*path, "userUnits"), _unit),
+        cgroups=reading.each((*path, "cgroups"), _cgroup),
+        labels=labels(reading, (*path, "labels")),
+    )
+
+
+# ---- Texts ------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@*?\[\]!-]{1,255}")
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise BadNameError(f"{text!r} is not a name", "write lower-case letters, digits and -")
+    if text == HOST or text.startswith(COMMANDS):
+        raise BadNameError(f"{text!r} is a name of Skouter's own", "write another name")
+    return text
+
+
+def _unit(text: str) -> str:
+    if "/" in text:
+        raise BadNameError(f"{text!r} is not the name of a unit", "write paths under cgroups")
+    if not _UNIT.fullmatch(text):
+        raise BadNameError(f"{text!r} is not the name of a unit", "write a name such as nginx.service")
+    if text.rpartition(".")[2] not in SUFFIXES:
+        raise BadNameError(f"{text!r} does not say what kind of unit it is", f"write {text}.service")
+    return text
+
+
+def _cgroup(text: str) -> str:
+    parts = text.strip("/").split("/")
+    if {"", ".", ".."} & set(parts):
+        mend = "write a path below the cgroup2 mount; the whole host is meant by nodeSelector"
+        raise BadAddressError(f"{text!r} is not the path of a cgroup", mend)
+    if text != "/" + "/".join(parts):
+        raise BadAddressError(f"{text!r} is not the path of a cgroup", f"write /{'/'.join(parts)}")
+    return text
+
+
+# ---- Shape ------------------------------------------------------------------------------------------------
+
+_STRINGS = {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}}
+_LABELS = {"type": "object", "maxProperties": 64, "additionalProperties": {"type": "string"}}
+_SECONDS = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+_MEMBER = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "units": _STRINGS | {"minItems": 1},
+        "userUnits": _STRINGS | {"minItems": 1},
+        "cgroups": _STRINGS | {"minItems": 1},
+        "labels": _LABELS,
+    },
+}
+_SCHEMA: schema.Schema = {
+    "type": "object",
+    "properties": {
+        "node": {"type": "object", "properties": {"labels": _LABELS}},
+        "workloads": {"type": "array", "maxItems": 1000, "items": _MEMBER},
+        "resolvers": _STRINGS | {"maxItems": 64, "minItems": 1},
+        "exempt": _STRINGS,
+        "floor": _SECONDS,
+        "grace": _SECONDS,
+    },
+}
