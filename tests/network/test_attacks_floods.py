@@ -18,7 +18,7 @@ POD, PORT = "10.1.0.2", 5999
 SILENT = "198.51.100.253"  # a site, and no DNS server
 NAMES = 1000  # of the workload that is not to notice
 FULL = {"FLOWS_FULL", "INBOUND_FULL", "NAME_FULL"}
-RINGS = {"question_ring": "OPEN_QUESTIONS", "flow_ring": "FLOWS", "inbound_ring": "INBOUNDS"}
+RINGS = {"question_ring": "QUESTIONS", "flow_ring": "FLOWS", "inbound_ring": "INBOUNDS"}
 
 
 @contextmanager
@@ -62,5 +62,5 @@ def test_ATTACK_one_workload_floods_every_table(lab, arena, run, programs):
     assert told["names"] == NAMES
     assert told_of_it.keys() >= FULL
     held = places(lab, attacker)
-    assert held["question_ring"] == contract().constant("OPEN_QUESTIONS")
+    assert held["question_ring"] == contract().constant("QUESTIONS")
     assert all(0 < held[ring] <= contract().constant(most) for ring, most in RINGS.items()), held
