@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bpf import versions
 from bpf.contract import contract
-from bpf.datapath import DECIDING
+from bpf.datapath import DECIDING, pinned_programs
 from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.commands import LINGER
@@ -47,14 +48,25 @@ class Enforcement:
         self.engine, self.root = engine, root
         self.held: dict[str, Held] = {}
         self.placed = self._left(ids)
+        self._known = set(ids.values())  # cgroups that were there before: a newborn's sockets are its own
         self._as: dict[str, tuple[Policy, Options]] = {}
         self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
         self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
 
     @property
     def is_attached(self) -> bool:
-        """Whether packets are judged at all: `skouter off` and `uninstall` work beside an agent."""
-        return set(DECIDING) <= set(self.engine.datapath.attached(self.engine.where.hierarchy))
+        """Whether packets are judged at all: `skouter off` and `uninstall` work beside an agent.
+
+        Raises :class:`EngineError` where another version judges them: a command's may have taken over.
+        """
+        where = self.engine.where
+        if set(DECIDING) <= set(self.engine.datapath.attached(where.hierarchy)):
+            return True
+        if versions.attached(where.hierarchy) & pinned_programs(where.pins, "egress"):
+            raise EngineError(
+                "another version of skouter has taken over: start this agent again to follow it"
+            )
+        return False
 
     def apply(self, plan: Plan, ids: Mapping[str, int], options: Options) -> Outcome:
         """Makes it so. `ids` are of the cgroups that exist: one that came again is another one."""
@@ -63,6 +75,7 @@ class Enforcement:
             with _told(outcome, f"workload {name}"):
                 self._hold(name, wanted, replace(options, host=name == HOST), outcome)
         self._place_all(plan, ids, outcome)
+        self._known = set(ids.values())
         for name in {*self.held, *self.engine.held_names()} - plan.wanted.keys():
             with _told(outcome, f"workload {name}"):
                 self._release(name)
@@ -117,10 +130,10 @@ class Enforcement:
         wanted |= dict.fromkeys(plan.exempt, EXEMPT)
         for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
             if wanted[path] in (EXEMPT, *self.held):
-                with _told(outcome, path):
+                with _told(outcome, path, self._folder(path)):
                     outcome.told += self._place(path, wanted[path], ids.get(path))
         for path in self.placed.keys() - wanted.keys():
-            with _told(outcome, path):
+            with _told(outcome, path, self._folder(path)):
                 self._unplace(path, *self.placed[path])
 
     def _place(self, path: str, name: str, identity: int | None) -> list[str]:
@@ -132,7 +145,7 @@ class Enforcement:
         if name == EXEMPT:
             self.engine.exempt(folder)
         else:
-            told = self.engine.place(self.held[name], folder)
+            told = self.engine.place(self.held[name], folder, adopting=now[0] in self._known)
         self.placed[path] = now
         if before and before[1] != name and self._has(before[1], folder):
             self.engine.hand_over(self.held[before[1]], folder)
@@ -177,10 +190,10 @@ def _depth(path: str) -> int:
 
 
 @contextmanager
-def _told(outcome: Outcome, what: str) -> Iterator[None]:
+def _told(outcome: Outcome, what: str, folder: Path | None = None) -> Iterator[None]:
     """A cgroup that has gone meanwhile is nobody's problem: its end is seen, and the plan made again."""
     try:
-        with suppress(FileNotFoundError):
-            yield
+        yield
     except (EngineError, DatapathError, OSError) as error:
-        outcome.failed.append(f"NOT ENFORCED: {what}: {error}")
+        if folder is None or folder.exists():
+            outcome.failed.append(f"NOT ENFORCED: {what}: {error}")

@@ -176,10 +176,10 @@ class Engine:
 
     # ---- Workloads
 
-    def place(self, held: Held, path: Path) -> list[str]:
+    def place(self, held: Held, path: Path, adopting: bool = True) -> list[str]:
         """Holds a cgroup and all below it, unless placed nearer, to a policy.
 
-        What came in from outside before that may go on; where that can't be seen to, it is told.
+        `adopting`: what came in from outside before that may go on; where that can't be seen to, it is told.
         """
         from gateway.open_sockets import adopt
 
@@ -192,7 +192,7 @@ class Engine:
 
             def adopt_all() -> None:
                 try:
-                    if pids:
+                    if pids and adopting:
                         adopt(self.datapath, held.number, ids, pids)
                 except (OSError, DatapathError) as error:
                     told.append(f"{path}: connections that came in before may be refused: {error}")
@@ -331,7 +331,7 @@ class Engine:
                 table.remove_raw(raw)
 
 
-# Ring, and the table behind it: also the field of struct tally and of struct settings, and the quota in capitals.
+# Ring to the table behind it: also a field of struct tally and of struct settings, and a limit in capitals.
 RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
 NOTHING_SAID: dict[str, Any] = {
     "command": [],

@@ -129,14 +129,15 @@ def _admits(loaded: Datapath, number: int, peer: int, ports: int) -> bool:
 
 def _datagram_flows(loaded: Datapath, pids: Iterable[int]) -> Iterator[tuple[int, Any]]:
     """What is kept with datagram sockets is told only to who holds them."""
+    seen: set[str] = set()
     for pid in pids:
         with suppress(PermissionError):  # who may not be looked at is not told early
-            yield from _datagram_flows_of(loaded, pid)
+            yield from _datagram_flows_of(loaded, pid, seen)
 
 
-def _datagram_flows_of(loaded: Datapath, pid: int) -> Iterator[tuple[int, Any]]:
+def _datagram_flows_of(loaded: Datapath, pid: int, seen: set[str]) -> Iterator[tuple[int, Any]]:
     layout = loaded["sockets"].layout
-    for cookie, held in sockets_of(pid):
+    for cookie, held in sockets_of(pid, seen):
         if held.proto == IPPROTO_UDP:
             raw = kernel.lookup(
                 loaded["sockets"].fd, held.fileno().to_bytes(4, sys.byteorder), layout.value_size

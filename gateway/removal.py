@@ -7,6 +7,7 @@ from contextlib import suppress
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
 from gateway.place import Place
+from gateway.states import locked
 
 
 def off(where: Place) -> list[str]:
@@ -20,6 +21,13 @@ def off(where: Place) -> list[str]:
 
 def uninstall(where: Place) -> list[str]:
     """Everything: programs, tables, cgroups, files under /run. What was removed, in words."""
+    if not where.run.exists():
+        return _uninstall(where)
+    with locked(where):  # an engine that attached between detaching and unpinning could not be detached again
+        return _uninstall(where)
+
+
+def _uninstall(where: Place) -> list[str]:
     gone = off(where)
     for path in (where.pins, where.run, where.state):
         if path.exists():

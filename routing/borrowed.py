@@ -21,16 +21,17 @@ SO_COOKIE = 57  # asm-generic/socket.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def sockets_of(pid: int) -> Iterator[tuple[int, socket.socket]]:
+def sockets_of(pid: int, seen: set[str]) -> Iterator[tuple[int, socket.socket]]:
     """(cookie, socket) of every IPv4 and IPv6 socket of a process; each is closed when the next is asked for.
 
-    What several processes hold comes from each of them. What is closed meanwhile is left out, and a process
+    `seen` has those that came before, from this process or another, and grows: who holds one socket by half a
+    million descriptors must not take the time of us all. What is closed meanwhile is left out, and a process
     that is gone has none. Raises :class:`OSError`: EPERM without CAP_SYS_PTRACE.
     """
     with suppress(FileNotFoundError, ProcessLookupError):
         process = os.pidfd_open(pid)
         try:
-            for number in _socket_numbers(pid):
+            for number in _socket_numbers(pid, seen):
                 if (descriptor := _borrow(process, number)) is None:
                     continue
                 with socket.socket(fileno=descriptor) as held:
@@ -40,10 +41,12 @@ def sockets_of(pid: int) -> Iterator[tuple[int, socket.socket]]:
             os.close(process)
 
 
-def _socket_numbers(pid: int) -> Iterator[int]:
+def _socket_numbers(pid: int, seen: set[str]) -> Iterator[int]:
     for link in Path("/proc", str(pid), "fd").iterdir():
         with suppress(FileNotFoundError):
-            if str(link.readlink()).startswith("socket:"):
+            what = str(link.readlink())
+            if what.startswith("socket:") and what not in seen:
+                seen.add(what)
                 yield int(link.name)
 
 

@@ -258,16 +258,16 @@ def test_the_storage_of_another_process_s_datagram_socket_is_found_by_borrowing_
     )
     try:
         wanted = {int(word): os.urandom(size) for word in holder.stdout.readline().split()}
-        for name, held in borrowed.sockets_of(holder.pid):
+        for name, held in borrowed.sockets_of(holder.pid, set()):
             put(held, wanted[name])
         found = {
             name: kernel.lookup(number, struct.pack("=I", held.fileno()), size)
-            for name, held in borrowed.sockets_of(holder.pid)
+            for name, held in borrowed.sockets_of(holder.pid, set())
         }
         assert found == wanted
     finally:
         holder.communicate()
-    assert list(borrowed.sockets_of(holder.pid)) == []
+    assert list(borrowed.sockets_of(holder.pid, set())) == []
 
 
 # ---- Ending
