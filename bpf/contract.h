@@ -41,7 +41,7 @@ enum limit {
 	DNS_PORT = 53,
 };
 
-/* Why a packet passed or not. Every value has a sentence in reasons.py. */
+/* Why a packet passed or not. Every value has a sentence in events.py. */
 enum reason {
 	NONE,
 	/* passed */

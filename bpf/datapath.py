@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,10 @@ def identities(paths: Iterable[Path]) -> dict[int, Path]:
     """Pinned programs by their ids."""
     found = {}
     for path in paths:
-        fd = kernel.get(path)
-        found[int(kernel.program_info(fd).id)] = path
-        os.close(fd)
+        with suppress(FileNotFoundError):  # another version takes over at this moment
+            fd = kernel.get(path)
+            found[int(kernel.program_info(fd).id)] = path
+            os.close(fd)
     return found
 
 

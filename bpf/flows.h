@@ -44,8 +44,10 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 		if (who->policy == EXEMPT)
 			return 0;
 		policy = policies.lookup(&who->policy);
-		if (!policy)
-			return 0;
+		if (!policy) {
+			who->policy = 0;
+			return 1;
+		}
 		who->flags = policy->flags;
 		who->generation = policy->generation;
 		who->netns = policy->netns;

@@ -4,7 +4,8 @@ Rules this file obeys:
 
 - Additions before removals; a policy is whole before a cgroup is put under it. What must not be held is
   exempt before something above it is held, and a unit is placed before the slice around it.
-- One workload that can't be held is told and tried again at the next change; the others are held.
+- One workload that can't be held is told and tried again at the next change; the others are held. Its cgroups
+  reach nothing meanwhile, unless it is the host: that would lock everybody out.
 - What an earlier agent left is adopted as it is, and taken away only when the plan says so.
 - A cgroup that has gone stays under its policy for LINGER: what it left in its sockets is still on its way.
 """
@@ -116,8 +117,8 @@ class Enforcement:
 
     def _release(self, name: str) -> None:
         if name in self.held:
-            self.engine.release(self.held.pop(name))
             self._as.pop(name, None)
+            self.engine.release(self.held.pop(name))
         else:
             with locked(self.engine.where):
                 self.engine.forget(name)
@@ -129,7 +130,10 @@ class Enforcement:
         wanted = {path: name for name, one in plan.wanted.items() for path in one.cgroups}
         wanted |= dict.fromkeys(plan.exempt, EXEMPT)
         for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
-            if wanted[path] in (EXEMPT, *self.held):
+            if wanted[path] not in (EXEMPT, HOST, *self.held):
+                with _told(outcome, path, self._folder(path)):
+                    self.engine.shut(self._folder(path))
+            elif wanted[path] in (EXEMPT, *self.held):
                 with _told(outcome, path, self._folder(path)):
                     outcome.told += self._place(path, wanted[path], ids.get(path))
         for path in self.placed.keys() - wanted.keys():

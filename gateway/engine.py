@@ -22,7 +22,7 @@ from bpf.contract import contract
 from bpf.datapath import DECIDING, Datapath
 from bpf.events import address
 from bpf.load import DatapathError
-from gateway import cgroups, place
+from gateway import automata, cgroups, place
 from gateway.numbers import Numbers, Options, Written, resolver_key
 from gateway.policy import Policy, describe
 from gateway.states import EngineError, claim, locked, read_state, states, write_state
@@ -104,6 +104,7 @@ class Engine:
         Where an earlier process did so under this name, its number is adopted, with its cgroups, grants and
         open flows, and the policy changed in place. `about` is for people: its `kind`, say.
         """
+        made = automata.automaton_of(policy)
         with locked(self.where):
             state, before = claim(self.where, name)
             ring = -1
@@ -116,7 +117,7 @@ class Engine:
                 ring = kernel.create_ring(RING_BYTES)
                 self.datapath["events"][number] = ring
                 there = self.numbers.read_back(number) if before else None
-                written = self.numbers.write(number, policy, options, there)
+                written = self.numbers.write(number, policy, made, options, there)
                 self._trust_local(options)
                 held = Held(name, number, ring, state, about, written)
                 if before:
@@ -140,9 +141,10 @@ class Engine:
 
     def update(self, held: Held, policy: Policy, options: Options) -> list[str]:
         """Changes a policy in place: grants stay, flows of what was withdrawn end. What ended, in words."""
+        made = automata.automaton_of(policy)
         with locked(self.where):
             try:
-                held.written = self.numbers.write(held.number, policy, options, held.written)
+                held.written = self.numbers.write(held.number, policy, made, options, held.written)
             except BaseException:
                 held.written = self.numbers.read_back(held.number)  # neither the old nor the new one
                 self.numbers.judge_anew(held.number)
@@ -218,6 +220,12 @@ class Engine:
         with locked(self.where):
             del held.cgroups[path]
             self._describe_cgroups(held)
+
+    def shut(self, path: Path) -> None:
+        """A cgroup of which it is not known what it may reach: nothing, until it is placed."""
+        with locked(self.where):
+            self._cover(*cgroups.levels(path, 0))
+            self.datapath["workloads"][cgroups.cgroup_id(path)] = (0,)
 
     def exempt(self, path: Path) -> None:
         """A cgroup that is never filtered, whatever is placed around it."""

@@ -20,7 +20,8 @@ from bpf import datapath, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import Address, pack_address
-from gateway import automata, names, tables
+from gateway import names, tables
+from gateway.automata import Made
 from gateway.dfa import PEERS, Automaton, State
 from gateway.policy import Policy
 from gateway.resolvers import Resolver
@@ -81,10 +82,15 @@ class Numbers:
                 return number
         raise EngineError(f"all {limit - 1} policy numbers of this host are in use: end some workloads first")
 
-    def write(self, number: int, policy: Policy, options: Options, before: Written | None = None) -> Written:
-        """Puts `policy` under a number, in place of what it said `before` (None: it was purged)."""
+    def write(
+        self, number: int, policy: Policy, made: Made, options: Options, before: Written | None = None
+    ) -> Written:
+        """Puts `policy` under a number, in place of what it said `before` (None: it was purged).
+
+        `made` is its automaton (automata.py), which takes too long to be made under the instance's lock.
+        """
         held, old = (before.tables, before.rows) if before else (None, {})
-        automaton, left_out = automata.automaton_of(policy)
+        automaton, left_out = made
         wanted = tables.compile(policy, number, held, automaton)
         rows = self._add_rows(number, options, old)
         for map_name, key, value in tables.difference(held, wanted).steps:
@@ -109,6 +115,7 @@ class Numbers:
         """Changes the rows that `options` ask for, and nothing of the policy."""
         rows = self._add_rows(number, options, before.rows)
         self._remove_rows(before.rows, rows)
+        self._set_policy(number, before.tables.flags, before.tables.patterns is not None, options, grown=0)
         return replace(before, rows=rows)
 
     def read_back(self, number: int) -> Written:
@@ -137,6 +144,7 @@ class Numbers:
         """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
         before = self.datapath["policies"][number]
         if not before.generation:  # nobody ever had it, and to walk through large tables takes a while
+            self.judge_anew(number)  # from now on somebody has
             return
         self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
         self._set_automaton(number, None)

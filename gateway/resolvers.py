@@ -80,7 +80,10 @@ def searches_from(text: str) -> tuple[str, ...]:
 
 
 def resolv_conf() -> str:
-    return RESOLV_CONF.read_text() if RESOLV_CONF.exists() else ""
+    try:
+        return RESOLV_CONF.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def of_this_host() -> list[Resolver]:

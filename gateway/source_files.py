@@ -80,6 +80,9 @@ class PolicyFiles:
                 self._drain()
                 if quiet.cancelled_caught and not self._writing:
                     return
+        while self._writing:  # half a set would let go of what the other half holds
+            await trio.lowlevel.wait_readable(self._inotify)
+            self._drain()
 
     def close(self) -> None:
         self._inotify.close()

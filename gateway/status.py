@@ -41,8 +41,9 @@ def collect(where: Place) -> dict[str, Any]:
         for cgroup in (where.cgroup, where.hierarchy):
             if cgroup.is_dir() and (names := loaded.attached(cgroup)):
                 found["attached"][str(cgroup)] = names
+        filters = {name for names in found["attached"].values() for name in names}
         found["workloads"] = [
-            _workload(loaded, path, state)
+            _workload(loaded, filters, path, state)
             for path in sorted(where.run.glob("*.json"))
             if (state := read_state(path)) and state["ended"] is None
         ]
@@ -51,14 +52,15 @@ def collect(where: Place) -> dict[str, Any]:
     return found
 
 
-def _workload(loaded: Datapath, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _workload(loaded: Datapath, filters: set[str], path: Path, state: dict[str, Any]) -> dict[str, Any]:
     known = [loaded["workloads"].get(int(identity)) for identity in state["cgroups"].values()]
     return {
         **{key: state[key] for key in ("name", "kind", "command", "mode", "policy", "rules", "resolvers")},
         "objects": state.get("objects", []),
         "problems": state["problems"],
         "cgroups": list(state["cgroups"]),
-        "enforced": all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
+        "enforced": "egress" in filters
+        and all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
         "watched": is_owned(path),
         "processes": sorted(set[int]().union(*(cgroups.processes_below(Path(c)) for c in state["cgroups"]))),
         "grants": _grants(loaded, int(state["policy"]), state["peers"]),

@@ -21,6 +21,7 @@ from bpf import events, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from gateway import allow, policy
+from gateway.automata import Made
 from gateway.engine import Engine
 from gateway.numbers import Numbers, Options
 from tests.kernel import packets as p
@@ -368,10 +369,10 @@ def test_a_name_that_is_withdrawn_leaves_no_place_behind(bench: Bench) -> None:
     few, more = (
         policy.union([allow.egress(rules, audit=False)]) for rules in (["*.y.test"], ["*.y.test", "*.z.test"])
     )
-    written = numbers.write(POLICY, more, Options(resolvers=()), None)
+    written = numbers.write(POLICY, more, NO_AUTOMATON, Options(resolvers=()), None)
     names.asks("www.y.test", *addresses(1, 2))
     names.asks("www.z.test", *addresses(2, 2))
-    numbers.write(POLICY, few, Options(resolvers=()), written)
+    numbers.write(POLICY, few, NO_AUTOMATON, Options(resolvers=()), written)
     left = set(names.live()), {address for _, address in names.holders()}
     numbers.purge(POLICY)
     numbers.close()
