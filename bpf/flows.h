@@ -43,11 +43,10 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 		who->shadow = setting->shadow;
 		if (who->policy == EXEMPT)
 			return 0;
+		who->policy = who->policy < POLICIES ? who->policy : 0;
 		policy = policies.lookup(&who->policy);
-		if (!policy) {
-			who->policy = 0;
-			return 1;
-		}
+		if (!policy)
+			return 0;
 		who->flags = policy->flags;
 		who->generation = policy->generation;
 		who->netns = policy->netns;

@@ -6,6 +6,7 @@ row without a place would never go, and a place without a row would be room that
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import struct
@@ -20,7 +21,7 @@ import pytest
 from bpf import events, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from gateway import allow, policy
+from gateway import allow, place, policy
 from gateway.automata import Made
 from gateway.engine import Engine
 from gateway.numbers import Numbers, Options
@@ -29,6 +30,8 @@ from tests.kernel import test_sockets
 from tests.kernel.bench import SECOND, WRITTEN_BY_PROGRAMS, Bench, inside, now
 from tests.kernel.test_dns_reader import CLIENT, FLOOR, GRACE, POLICY, SERVER, Reader, fold, simple
 from tests.kernel.test_sockets import GOOD, SITE, UDP, World
+
+NO_AUTOMATON = Made(None, ())
 
 QUOTA = 4
 OTHER = 8
@@ -516,10 +519,38 @@ def test_addresses_learned_on_two_CPUs_are_counted_and_have_a_place_each(names: 
     assert names.room() == MOST * QUOTA
 
 
-# ---- At the end -------------------------------------------------------------------------------------------
+# ---- Many workloads, and the end of one ------------------------------------------------------------------
 
 
-def test_of_a_workload_that_ended_no_table_keeps_a_row(w: World, crowded: socket.socket) -> None:
+@pytest.fixture
+def engine(datapath: Datapath, tmp_path: Path) -> Engine:
+    """One that has tables and records, and nothing attached."""
+    made = Engine.__new__(Engine)
+    made.datapath, made.where = datapath, place.Place("skouter-test", tmp_path, tmp_path, run=tmp_path)
+    return made
+
+
+def test_where_quotas_shrink_the_places_beyond_are_emptied(
+    w: World, crowded: socket.socket, engine: Engine
+) -> None:
+    """Nobody would turn them any more, and who comes next would find the table full."""
+    most, many = contract().constant("FLOWS"), 200
+    ring = w.b.d["flow_ring"]
+    w.b.d.set(flows=most)
+    for number in (2, 3):
+        ring[w.number, most - number] = ring[w.number, number][0]
+        del ring[w.number, number]
+    workloads = {"cgroups": {"mine": w.number} | {f"/{number}": number for number in range(1, many)}}
+    (engine.where.run / "all.json").write_text(json.dumps(workloads))
+    engine._share_room()
+    assert w.b.d["settings"][0].flows == contract().maps["flows"].entries // many
+    assert {int(key.number) for key, _ in ring.items()} == {0, 1}
+    assert sorted(keys(w.b, "flows")) == sorted(placed(w.b, "flow_ring"))
+
+
+def test_of_a_workload_that_ended_no_table_keeps_a_row(
+    w: World, crowded: socket.socket, engine: Engine
+) -> None:
     with w.as_workload(), w.b.network.entered():
         for number in range(2 * OPEN):
             w.b.run("egress", question("www.a.test", number), loopback=True)
@@ -527,8 +558,6 @@ def test_of_a_workload_that_ended_no_table_keeps_a_row(w: World, crowded: socket
             comes(w.b, port)
     tables = [name for name in WRITTEN_BY_PROGRAMS if keys(w.b, name)]
     assert {"flows", "flow_ring", "inbounds", "inbound_ring", "tallies"} <= set(tables)
-    engine = Engine.__new__(Engine)  # of which its tables are enough
-    engine.datapath = w.b.d
     engine.forget_rings(w.number)
     numbers = Numbers(w.b.d)
     numbers.purge(POLICY)
