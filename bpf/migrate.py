@@ -22,8 +22,8 @@ Rules this file obeys:
   programs with the socket's next packet (flows.h), so that nothing fresh is overwritten.
 - What does not fit is an error that names the table.
 
-What can't be promised: a place in a ring that both halves write at once leaves a row without a place, until its
-workload goes; a counter may miss what was counted while it was copied.
+What can't be promised: a place in a ring that both halves write at once leaves a row without a place, until
+its workload goes; a counter may miss what was counted while it was copied.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ class Enforcement:
                 table.discard(identity)
                 self.engine.forget_rings(identity)
                 del self._gone[identity]
+        self.engine.numbers.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
 
     # ---- Policies

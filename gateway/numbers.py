@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from gateway.tables import Flags, Tables
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 OWNED = ("names", "suffixes", "prefixes", "rules", "services", "single_services", "resolvers", "own")
 LEARNED = ("grants", "grant_ring", "holdings")
+OVER = 10 * 10**9  # nanoseconds after its end that a grant may go: quotas.h waits as long
 SYMBOLS = 40  # struct state: one more than there are, so that rows are whole words
 FLAG_NAMES = {"audit": "AUDIT", "only_allowed_names": "ONLY_ALLOWED_NAMES"}
 
@@ -156,6 +158,33 @@ class Numbers:
                     table.remove_raw(raw)
         for index in range(len_reasons()):
             self.datapath["counters"].zero_cpus(number * len_reasons() + index)
+
+    def sweep(self) -> None:
+        """Gives back the places of peers that are gone, once what they hold is over: a policy may live for
+        months, and there is room for so many places in all of it."""
+        for key, holding in list(self.datapath["holdings"].items()):
+            number, peer = int(key.policy), int(key.peer)
+            if peer and self.datapath["rules"].get((number, peer)) is None:
+                self._give_back(number, peer, min(int(holding.number), contract().constant("ADDRESSES")))
+
+    def _give_back(self, number: int, peer: int, most: int) -> None:
+        now, staying, given = time.clock_gettime_ns(time.CLOCK_BOOTTIME), 0, 0
+        for place in range(most):
+            held = self.datapath["grant_ring"].get((number, peer, place))
+            grant = self.datapath["grants"].get((bytes(held.address), number)) if held else None
+            lasting = [int(slot.peer) for slot in grant.slots if slot.expires + OVER >= now] if grant else []
+            if peer in lasting:
+                staying += 1
+            elif held:
+                if not any(lasting):
+                    self.datapath["grants"].discard((bytes(held.address), number))
+                self.datapath["grant_ring"].discard((number, peer, place))
+                given += 1
+        every = self.datapath["holdings"].get((number, 0))
+        if every and given:
+            self.datapath["holdings"][number, 0] = (int(every.number), max(0, int(every.places) - given))
+        if not staying:
+            self.datapath["holdings"].discard((number, peer))
 
     def counters(self, number: int) -> dict[str, int]:
         """Packets by reason, of one policy since its number was given out."""
