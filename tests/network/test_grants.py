@@ -67,7 +67,7 @@ def test_an_open_connection_outlives_its_grant_and_new_ones_do_not(lab, run):
         tell([more > 0, asked.recv(100)[:12].decode(), peer.recv(10).decode()])
     """
     got = run("--floor", 1, "--grace", 0, "--allow", "short.example.com", "--", *python(code))
-    assert got.told == [True, "HTTP/1.0 200", "after"]
+    assert got.told == [True, "HTTP/1.1 200", "after"]
 
 
 def test_a_name_that_moves_is_followed_at_once_and_its_old_address_closes(lab, running):
