@@ -195,7 +195,7 @@ class Histories(RuleBasedStateMachine):
         self.drop_ended(before)
 
     def drop_ended(self, before: dict[str, set[int]]) -> None:
-        """Connected sockets may be ended where nobody admits their flow, and only there (test_withdrawal.py)."""
+        """Connected sockets may be ended where nobody admits their flow, and nowhere else."""
         for number, (address, port) in list(self.connected.items()):
             failed = self.open[number].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failed:
