@@ -1,8 +1,8 @@
-"""The world around a workload under load: outside.py ADDRESS, until its input ends; tells as JSON what went.
+"""The world around a workload under load: outside.py ADDRESS, until its input ends.
 
-It echoes what comes by TCP to port 7 of any address. And it comes in to the workload's own server at ADDRESS:
-twenty connections at a time on TCP 8080, each of which is silent for a while before it sends a byte and waits
-for it to come back; and datagrams to UDP 8081.
+It echoes what comes by TCP to port 7 of any address. Between two lines of input it comes in to the workload's
+own server at ADDRESS: twenty connections at a time on TCP 8080, each of which is silent for a while before it
+sends a byte and waits for it to come back; and datagrams to UDP 8081. Then it tells, as JSON, how that went.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def echo() -> None:
     ):
         waiting.register(listener, selectors.EVENT_READ)
         print("ready", flush=True)
-        while not done.is_set():
-            for key, _ in waiting.select(0.5):
+        while True:
+            for key, _ in waiting.select():
                 if key.fileobj is listener:
                     waiting.register(listener.accept()[0], selectors.EVENT_READ)
                     continue
@@ -76,17 +76,17 @@ def again_and_again(call: Callable[[str], None], address: str) -> None:
 
 def main(address: str) -> None:
     calls = [come_in] * CONNECTIONS + [send_in]
-    threads = [threading.Thread(target=echo)]
-    threads += [threading.Thread(target=again_and_again, args=(call, address)) for call in calls]
-    threads[0].start()
+    threads = [threading.Thread(target=again_and_again, args=(call, address)) for call in calls]
+    threading.Thread(target=echo, daemon=True).start()
     sys.stdin.readline()
-    for thread in threads[1:]:
+    for thread in threads:
         thread.start()
-    sys.stdin.read()
+    sys.stdin.readline()
     done.set()
     for thread in threads:
         thread.join()
-    print(json.dumps({"come_in_failed": 0, "send_in_failed": 0, **count}))
+    print(json.dumps({"come_in_failed": 0, "send_in_failed": 0, **count}), flush=True)
+    sys.stdin.read()
 
 
 if __name__ == "__main__":
