@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 nftables
 
 PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv

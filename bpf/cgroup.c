@@ -54,6 +54,15 @@ static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32
 	stages.call(skb, next);
 }
 
+/* Whether an address is one of the workload's network namespace. */
+static __always_inline int is_own(const struct subject *who, const u8 *address)
+{
+	struct grant_key key ALIGNED = {.policy = who->policy};
+
+	copy_address(key.address, address);
+	return own.lookup(&key) != NULL;
+}
+
 static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock *sk, struct socket *s,
 					  struct subject *who, const struct packet *p)
 {
@@ -82,6 +91,8 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	if ((who->flags & HOST) && is_housekeeping(p))
 		return HOUSEKEEPING;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
+	if (passes(reason) && (who->flags & OWN_SOURCES) && at_home(who, s) && !is_own(who, p->tuple.local))
+		return SPOOFED;          /* the answer would go to somebody else, with what it says of the packet */
 	if (s && passes(reason) && !(sk && sk->type == SOCK_RAW && p->protocol == IPPROTO_TCP))
 		remember(s, who, &p->tuple, reason);
 	return reason;
@@ -165,6 +176,8 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 	take_over_once(skb, s);
 	if (p.protocol != IPPROTO_TCP)
 		who.socket = bpf_get_socket_cookie(skb);
+	if (skb->pkt_type == PACKET_LOOPBACK)    /* its own multicast, which comes back by the interface it left */
+		return PASS;
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
 		if (is_loopback(p.tuple.local) || !is_forged(p.tuple.remote, p.tuple.local))
 			return PASS;
@@ -239,7 +252,9 @@ int question(struct __sk_buff *skb)
 
 	if (s) {
 		wrong = QUESTION_UNREADABLE;
-		if (!load_message(skb, s, skb->cb[CB_OFFSET]) && !(s->message[2] & 0xf8) && read_question(s)) {
+		/* One buffer that the kernel cuts into many datagrams later has more questions than the first. */
+		if (!skb->gso_size && !load_message(skb, s, skb->cb[CB_OFFSET]) && !(s->message[2] & 0xf8) &&
+		    read_question(s)) {
 			s->length = s->text_length;
 			s->suffix = 0;
 			stages.call(skb, STAGE_ASK);
@@ -442,15 +457,6 @@ static __always_inline int is_unspecified(const u8 *address)
 	       (word(address, 2) == 0 || is_ipv4(address));
 }
 
-/* To itself by its own address: that goes over loopback, as egress will see; here no route is known yet. */
-static __always_inline int is_own(const struct subject *who, const struct tuple *t)
-{
-	struct grant_key key ALIGNED = {.policy = who->policy};
-
-	copy_address(key.address, t->remote);
-	return own.lookup(&key) != NULL;
-}
-
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t)
 {
 	struct subject who = {.hook = HOOK_CONNECT};
@@ -466,7 +472,8 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 		reason = (who.flags & ONLY_ALLOWED_NAMES) && is_dns_port(t->remote_port) ? QUESTION_UNREAD : LOOPBACK;
 	} else {
 		reason = who.policy ? judge(&who, t) : UNCLASSIFIED;
-		reason = is_own(&who, t) && reason != QUESTION_UNREAD ? LOOPBACK : reason;
+		/* To itself goes over loopback, as egress will see; here no route is known yet. */
+		reason = is_own(&who, t->remote) && reason != QUESTION_UNREAD ? LOOPBACK : reason;
 	}
 	if (passes(reason))
 		return PASS;

@@ -36,7 +36,6 @@ enum limit {
 	LONGEST_GRANT = 604800,   /* seconds; a longer TTL counts as this one (RFC 8767 4) */
 	GRANTS_PER_POLICY = 4,    /* times what one peer may hold */
 	INBOUND_SECONDS = 180,    /* how long a datagram from outside may be answered */
-	ANSWERED_SECONDS = 30,    /* the same, once it was, where others need the place */
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
 	DNS_PORT = 53,
@@ -84,7 +83,7 @@ enum reason {
 	GRANT_CROWDED,            /* a grant of another name on this address was replaced */
 	NAME_FULL,                /* a peer has as many addresses as it may */
 	GRANTS_FULL,
-	INBOUND_FULL,             /* the workload may answer as many peers outside as it may */
+	INBOUND_FULL,             /* a peer outside that might still be answered made room for another */
 	EVENTS_LOST,
 	REASONS,
 };
@@ -96,6 +95,7 @@ enum flag {
 	ONLY_ALLOWED_NAMES = 8,   /* refuse questions for names that no peer matches */
 	PATTERNS = 16,            /* there is an automaton */
 	HOST = 32,                /* the workload is the host: what keeps it on its network passes */
+	OWN_SOURCES = 64,         /* `own` has all addresses of its network namespace */
 };
 
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
@@ -277,7 +277,6 @@ struct inbound_key {
 
 struct inbound {
 	__u64 seen;
-	__u64 answered;
 };
 
 struct came {

@@ -30,6 +30,7 @@ KINDS = {
     "automata": ("array_of_maps", 12, 0),
     "storage": ("sk_storage", 24, 1 | 1 << 9),
 }
+BYTES = ("uint8_t", "char")
 ARRAY, ARRAY_OF_MAPS, RING = 2, 12, 27
 INNER_MAP = 1 << 12  # BPF_F_INNER_MAP (Linux 5.10): inner arrays of one table may differ in length
 
@@ -53,6 +54,10 @@ class Map:
     key_size: int
     value_size: int
     inner_size: int = 0
+
+    @property
+    def is_outer(self) -> bool:
+        return self.kind in ("rings", "automata")
 
     @property
     def bcc_type(self) -> str:
@@ -103,6 +108,17 @@ class Contract:
         held = self.ffi.new(f"{type_name} *")
         self.ffi.buffer(held)[:] = data[: self.ffi.sizeof(type_name)]
         return held if type_name.startswith("struct") else held[0]
+
+    def plain(self, held: Any) -> Any:
+        """What :meth:`unpack` gave, as ints, bytes and tuples without padding; :meth:`pack` takes it."""
+        if isinstance(held, (int, bytes)):
+            return held
+        kind = self.ffi.typeof(held)
+        if kind.kind == "pointer":
+            return self.plain(held[0])
+        if kind.kind == "array":
+            return bytes(held) if kind.item.cname in BYTES else tuple(self.plain(each) for each in held)
+        return tuple(self.plain(getattr(held, name)) for name, _ in kind.fields if name != "pad")
 
 
 @cache

@@ -31,16 +31,20 @@ class NotLoadedError(DatapathError):
 
 
 class Table:
-    """One pinned map. Keys and values are tuples or ints in the order of the C structs."""
+    """One pinned map. Keys and values are tuples or ints in the order of the C structs.
+
+    The value of a table of maps is written as a descriptor and read as the inner map's id.
+    """
 
     def __init__(self, fd: int, layout: Map) -> None:
         self.fd, self.layout = fd, layout
+        self.value = "__u32" if layout.is_outer else layout.value
 
     def __getitem__(self, key: object) -> Any:
         raw = kernel.lookup(self.fd, self._key(key), self.layout.value_size)
         if raw is None:
             raise KeyError(key)
-        return contract().unpack(self.layout.value, raw)
+        return contract().unpack(self.value, raw)
 
     def get(self, key: object) -> Any:
         try:
@@ -50,7 +54,7 @@ class Table:
 
     def __setitem__(self, key: object, value: object) -> None:
         try:
-            kernel.update(self.fd, self._key(key), contract().pack(self.layout.value, value))
+            kernel.update(self.fd, self._key(key), contract().pack(self.value, value))
         except OSError as error:
             raise DatapathError(
                 f"table {self.layout.name}: {error.strerror} (limit {self.layout.entries})"
@@ -77,7 +81,7 @@ class Table:
             if value is not None:
                 yield (
                     contract().unpack(self.layout.key, raw),
-                    contract().unpack(self.layout.value, value),
+                    contract().unpack(self.value, value),
                 )
 
     def remove_raw(self, key: bytes) -> None:

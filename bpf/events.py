@@ -51,7 +51,7 @@ SENTENCES = {
     "GRANT_CROWDED": "a grant made room for another name on the same address",
     "NAME_FULL": "its name has as many addresses as it may have",
     "GRANTS_FULL": "the table of grants is full",
-    "INBOUND_FULL": "too many peers outside wait for this workload's answer",
+    "INBOUND_FULL": "too many peers outside at once: the oldest can no longer be answered",
     "EVENTS_LOST": "told of too late",
 }
 

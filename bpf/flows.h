@@ -142,8 +142,9 @@ static __always_inline void set_flow(struct flow *f, const struct subject *who, 
 		f->seal = seal_of(f);
 }
 
-/* The flow at hand makes room for another peer of the same socket; 0 where there is no room for itself. */
-static __always_inline int put_aside(struct socket *s, const struct subject *who)
+/* The flow at hand makes room for another peer of the same socket; 0 where there is no room for itself. One
+ * that a prefix admits needs none: it is admitted anew for as long as its rule is there. */
+static __always_inline int put_aside(struct socket *s, struct subject *who)
 {
 	struct flow_key key ALIGNED = {.socket = who->socket};
 	struct flow old ALIGNED = s->flow;
@@ -154,8 +155,11 @@ static __always_inline int put_aside(struct socket *s, const struct subject *who
 		return 1;
 	old.seen = bpf_ktime_get_boot_ns();
 	__builtin_memcpy(&key.tuple, &old.tuple, sizeof(key.tuple));
-	if (keep_flow(who->workload, &key, &old))
+	if (keep_flow(who->workload, &key, &old) &&
+	    ask_prefixes(who, &old.tuple,
+			 find_ports(who->policy, old.tuple.protocol, old.tuple.remote_port)) != ALLOWED)
 		return 0;
+	who->peer = 0;
 	s->flow.state = NONE;
 	return 1;
 }
@@ -240,10 +244,7 @@ static __always_inline int came_in(const struct subject *who, const struct tuple
 
 	__builtin_memcpy(&key.tuple, t, sizeof(*t));
 	found = inbounds.lookup(&key);
-	if (!found || inbound_is_over(found, bpf_ktime_get_boot_ns(), 0))
-		return 0;
-	found->answered = 1;
-	return 1;
+	return !inbound_is_over(found, bpf_ktime_get_boot_ns());
 }
 
 static __always_inline void note_inbound(const struct subject *who, const struct tuple *t)

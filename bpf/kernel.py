@@ -148,7 +148,7 @@ def create_map(wanted: Map) -> int:
     options = ffi.new("struct map_options *")
     options.sz, options.map_flags = ffi.sizeof("struct map_options"), wanted.flags
     model, types = -1, ffi.NULL
-    if wanted.kind in ("rings", "automata"):
+    if wanted.is_outer:
         model = create_ring(4096) if wanted.kind == "rings" else create_array(wanted.inner_size, 1)
         options.inner_map_fd = model
     if wanted.kind == "storage":

@@ -66,7 +66,7 @@ static __always_inline int never_learned(const u8 *address)
 	return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6 ||    /* multicast, link-local */
 	       first == 0x0064ff9b ||                                  /* NAT64, both prefixes */
 	       (first == 0 && word(address, 1) == 0) ||                /* unspecified, loopback, compatible */
-	       (first == 0xfd000ec2 && word(address, 1) == 0 && word(address, 2) == 0 && last == 0x254);
+	       first == 0xfd000ec2 || first == 0xfd2000ce;             /* AWS's and Google's metadata */
 }
 
 /* Times first, the peer last: a slot that is half written admits nobody. */

@@ -10,6 +10,7 @@
 enum { IPV4 = 0x0800, IPV6 = 0x86dd };   /* if_ether.h, in host order */
 enum { TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10, TCP_FLAGS = 13 };
 enum { LOOPBACK_IFINDEX = 1 };           /* in every network namespace */
+enum { PACKET_LOOPBACK = 5 };            /* linux/if_packet.h */
 enum { SOCK_STREAM = 1, SOCK_RAW = 3 };  /* socket(2) */
 enum { EXTENSION_HEADERS = 6 };
 
@@ -236,14 +237,23 @@ static __always_inline int is_neighbour_discovery(const struct packet *p)
 	       p->icmp_type <= 137 && p->hop_limit == 255;
 }
 
-/* What a host needs to stay on its network and what its kernel answers by itself, where the host is the
- * workload: DHCP (RFC 2131 4.1, RFC 8415 7.2), group membership (RFC 9776, RFC 3810), echo replies, resets. */
-static __always_inline int is_housekeeping(const struct packet *p)
+/* RFC 2131 4.1, RFC 8415 7: to everybody on the link, and to no server by its address, which could be anyone. */
+static __always_inline int is_dhcp(const struct packet *p)
 {
 	u32 ports = *(const u32 *)p->tuple.local_port;
 
+	if (ports == bpf_htonl(68 << 16 | 67))
+		return is_ipv4(p->tuple.remote) && word(p->tuple.remote, 3) == 0xffffffff;
+	return ports == bpf_htonl(546 << 16 | 547) && word(p->tuple.remote, 0) == bpf_htonl(0xff020000) &&
+	       word(p->tuple.remote, 3) == bpf_htonl(0x00010002);
+}
+
+/* What a host needs to stay on its network and what its kernel answers by itself, where the host is the
+ * workload: DHCP, group membership (RFC 9776, RFC 3810), echo replies, resets. */
+static __always_inline int is_housekeeping(const struct packet *p)
+{
 	if (p->protocol == IPPROTO_UDP)
-		return ports == bpf_htonl(68 << 16 | 67) || ports == bpf_htonl(546 << 16 | 547);
+		return is_dhcp(p);
 	if (p->protocol == IPPROTO_TCP)
 		return p->tcp_flags & TCP_RST;
 	if (p->protocol == IPPROTO_ICMPV6)

@@ -5,11 +5,12 @@
  *     the peers outside that it may answer; each peer of a policy has one for the addresses it holds. Who has
  *     no place has no row in the table behind it: so nobody takes the room of another, and nothing needs a
  *     sweeper. Rings are kept here, in the kernel, and go on when the agent is dead.
- *   - A new row takes the place of one that is over: an expired grant, a silent flow. A few places are looked
- *     at, from where the last search ended. Where none is over the new row is refused and counted; what is
- *     alive stays. (Questions are over as soon as there are too many: the oldest goes.)
- *   - Two CPUs may take the same place at the same moment. One row then has no place and stays until its
- *     workload or policy goes; nothing is admitted by it that would not be.
+ *   - Questions and inbound peers: the oldest goes. Whoever floods a server from outside must be faster than
+ *     its answers; were the new one refused, 8,192 datagrams would stop the server.
+ *   - Flows and grants: a new row takes the place of one that is over, of a few that are looked at from where
+ *     the last search ended. Where none is over the new one is refused; what is alive stays.
+ *   - A row is written before its place, and goes when none is had; a place is emptied before its row goes, by
+ *     the one CPU whose delete succeeds. So no race leaves a row without a place.
  */
 
 static __always_inline struct settings *setting(void)
@@ -39,18 +40,27 @@ static __always_inline int keep_question(u64 workload, struct question_key *key,
 {
 	struct tally *tally = tally_of(workload);
 	struct place place = {.workload = workload};
-	struct asked *oldest, now = {.question = *key};
+	struct asked *oldest, here = {.question = *key};
 
 	if (!tally)
 		return -1;
-	place.number = turn_of(&tally->questions, OPEN_QUESTIONS);
-	oldest = question_ring.lookup(&place);
-	if (oldest) {
-		struct question_key old = oldest->question;
+	if (questions.insert(key, value))
+		return questions.update(key, value);
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		place.number = turn_of(&tally->questions, OPEN_QUESTIONS);
+		oldest = question_ring.lookup(&place);
+		if (oldest) {
+			struct question_key old = oldest->question;
 
-		questions.delete(&old);
+			if (!question_ring.delete(&place))
+				questions.delete(&old);
+		}
+		if (!question_ring.insert(&place, &here))
+			return 0;
 	}
-	return question_ring.update(&place, &now) || questions.update(key, value);
+	questions.delete(key);
+	return -1;
 }
 
 static __always_inline int flow_is_over(const struct flow *flow, u64 now)
@@ -58,18 +68,17 @@ static __always_inline int flow_is_over(const struct flow *flow, u64 now)
 	return !flow || flow->seen + FLOW_SECONDS * 1000000000ULL < now;
 }
 
-static __always_inline int keep_flow(u64 workload, const struct flow_key *key, const struct flow *value)
+static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct flow *value)
 {
 	struct put_aside here = {.flow = *key}, *there;
 	struct place place = {.workload = workload};
+	struct tally *tally = tally_of(workload);
 	struct settings *s = setting();
-	struct tally *tally;
 
-	if (flows.lookup((struct flow_key *)key))
-		return flows.update((struct flow_key *)key, (struct flow *)value);
-	tally = tally_of(workload);
 	if (!tally || !s)
 		return -1;
+	if (flows.insert(key, value))
+		return flows.update(key, value);
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
 		place.number = turn_of(&tally->flows, s->flows);
@@ -79,42 +88,49 @@ static __always_inline int keep_flow(u64 workload, const struct flow_key *key, c
 
 			if (!flow_is_over(flows.lookup(&old), value->seen))
 				continue;
-			flows.delete(&old);
+			if (!flow_ring.delete(&place))
+				flows.delete(&old);
 		}
-		return flow_ring.update(&place, &here) || flows.update((struct flow_key *)key, (struct flow *)value);
+		if (!flow_ring.insert(&place, &here))
+			return 0;
 	}
+	flows.delete(key);
 	return -1;
 }
 
-static __always_inline int inbound_is_over(const struct inbound *inbound, u64 now, int crowded)
+static __always_inline int inbound_is_over(const struct inbound *inbound, u64 now)
 {
-	u64 lasts = crowded && inbound && inbound->answered ? ANSWERED_SECONDS : INBOUND_SECONDS;
-
-	return !inbound || inbound->seen + lasts * 1000000000ULL < now;
+	return !inbound || inbound->seen + INBOUND_SECONDS * 1000000000ULL < now;
 }
 
+/* 0 where nothing that was alive had to go. */
 static __always_inline int keep_inbound(struct inbound_key *key, struct inbound *value)
 {
-	struct came here = {.inbound = *key}, *there;
+	struct came here = {.inbound = *key}, *oldest;
 	struct place place = {.workload = key->workload};
 	struct tally *tally = tally_of(key->workload);
 	struct settings *s = setting();
+	int alive = 0;
 
 	if (!tally || !s)
 		return -1;
+	if (inbounds.insert(key, value))
+		return inbounds.update(key, value);
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
 		place.number = turn_of(&tally->inbounds, s->inbounds);
-		there = inbound_ring.lookup(&place);
-		if (there) {
-			struct inbound_key old = there->inbound;
+		oldest = inbound_ring.lookup(&place);
+		if (oldest) {
+			struct inbound_key old = oldest->inbound;
 
-			if (!inbound_is_over(inbounds.lookup(&old), value->seen, 1))
-				continue;
-			inbounds.delete(&old);
+			alive = !inbound_is_over(inbounds.lookup(&old), value->seen);
+			if (!inbound_ring.delete(&place))
+				inbounds.delete(&old);
 		}
-		return inbound_ring.update(&place, &here) || inbounds.update(key, value);
+		if (!inbound_ring.insert(&place, &here))
+			return -alive;
 	}
+	inbounds.delete(key);
 	return -1;
 }
 
@@ -169,10 +185,10 @@ static __always_inline enum reason take_place(u64 policy, u64 peer, const u8 *ad
 		struct grant_key old ALIGNED = {.policy = policy};
 
 		copy_address(old.address, there->address);
-		if (!grant_is_over(&old, peer, all, now))
+		if (!grant_is_over(&old, peer, all, now) || grant_ring.delete(&holder))
 			return NAME_FULL;
 	}
-	if (all->rows >= (u64)s->addresses * GRANTS_PER_POLICY)
+	if (all->rows >= (u64)s->addresses * GRANTS_PER_POLICY || grant_ring.insert(&holder, &here))
 		return NAME_FULL;
-	return grant_ring.update(&holder, &here) ? GRANTS_FULL : NONE;
+	return NONE;
 }

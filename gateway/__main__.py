@@ -92,6 +92,11 @@ def _add_run(commands: Any) -> None:
         "--workload", metavar="LABELS", help="labels (app=web,tier=front) that select among the documents"
     )
     run.add_argument("--namespace", default="default", help="the namespace in which they select")
+    run.add_argument(
+        "--only-allowed-names",
+        action="store_true",
+        help="refuse DNS questions for every other name too, so that no data leaves in them",
+    )
     run.add_argument("--audit", action="store_true", help="refuse nothing, tell what would be refused")
     run.add_argument(
         "--learn",
@@ -170,7 +175,7 @@ def do_run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from gateway import allow, place, policy, resolvers
-    from gateway.engine import Options
+    from gateway.numbers import Options
     from gateway.records import Egress
     from gateway.run import Request, run
     from routing.own import namespace_cookie, own_addresses
@@ -189,11 +194,12 @@ def do_run(arguments: argparse.Namespace) -> int:
         egresses.append(allow.egress(arguments.allow, audit=False))
     wanted = policy.union(egresses)
     assert wanted is not None
-    if audit:
-        wanted = dataclasses.replace(wanted, audit=True)
+    only_allowed = wanted.only_allowed_names or arguments.only_allowed_names
+    wanted = dataclasses.replace(wanted, audit=audit or wanted.audit, only_allowed_names=only_allowed)
     trusted = [resolvers.parse(text) for text in arguments.resolver] or resolvers.of_this_host()
     options = Options(
         resolvers=tuple(trusted),
+        searches=resolvers.searches_from(resolvers.resolv_conf()),
         own=tuple(own_addresses()),
         netns=namespace_cookie(),
         trace=True,

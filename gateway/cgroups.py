@@ -8,12 +8,14 @@ is not at /sys/fs/cgroup.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 # The initial cgroup namespace's inode (linux/proc_ns.h): only there does a path tell a cgroup's level.
 INITIAL_NAMESPACE = 0xEFFFFFFB
 DEEPEST = 8
+LEVELS = 8  # that the kernel half looks at (flows.h)
 
 
 class CgroupError(Exception):
@@ -53,7 +55,7 @@ def levels(root: Path, below: int) -> tuple[int, int]:
     """(shallowest, deepest) levels at which `root` and `below` levels under it lie.
 
     Where the path does not tell (a cgroup namespace, a mount of a part), all that are looked at; a workload
-    that lies deeper still is found out by Engine.admit, which tries.
+    that lies deeper still is found out by commands.admit, which tries.
     """
     is_initial = Path("/proc/self/ns/cgroup").stat().st_ino == INITIAL_NAMESPACE
     if not is_initial or find_mount("cgroup2", mounts(), whole=True) is None:
@@ -68,6 +70,32 @@ def processes(path: Path) -> list[int]:
         return [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
     except OSError:
         return []
+
+
+def below(path: Path) -> Iterator[Path]:
+    """The cgroup and all in it, parents first; what goes away meanwhile is left out."""
+    for folder, _, _ in os.walk(path):
+        yield Path(folder)
+
+
+def ids_below(path: Path) -> set[int]:
+    found = set()
+    for folder in below(path):
+        with suppress(OSError):
+            found.add(cgroup_id(folder))
+    return found
+
+
+def processes_below(path: Path) -> set[int]:
+    return {pid for folder in below(path) for pid in processes(folder) if pid}
+
+
+def has_id(path: Path, identity: int) -> bool:
+    """Whether this very cgroup is there, and not a later one of its name."""
+    try:
+        return cgroup_id(path) == identity
+    except OSError:
+        return False
 
 
 def is_populated(path: Path) -> bool:

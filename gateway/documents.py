@@ -7,9 +7,9 @@ The rules this file must obey:
   faulty rule grants nothing (Rule() keeps its place, so that rule numbers stay those of the document); an
   object that is wrong elsewhere is left out. Whoever enforces must therefore refuse a file that has problems,
   or keep what it had: to leave an object out may open what it closed.
-* Shape is schema.py's, YAML yaml_nodes.py's, DNS names are names.py's and addresses addresses.py's. Here is
-  what else a schema cannot say: exceptions inside their network (as for NetworkPolicy's ipBlock), ranges of
-  ports, the names of objects and labels, and that a rule names a peer.
+* Shape is schema.py's, YAML yaml_nodes.py's, DNS names are names.py's, regular expressions patterns.py's and
+  addresses addresses.py's. Here is what else a schema cannot say: exceptions inside their network (as for
+  NetworkPolicy's ipBlock), ranges of ports, the names of objects and labels, and that a rule names a peer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from gateway import addresses, names, schema, yaml_nodes
+from gateway import addresses, names, patterns, schema, yaml_nodes
 from gateway.addresses import BadAddressError
 from gateway.names import BadNameError
+from gateway.patterns import BadPatternError
 from gateway.records import (
     Block,
     Egress,
@@ -101,7 +102,7 @@ class _Reading:
         value = self.get(*path)
         try:
             return None if value is None else parse(value)
-        except (BadNameError, BadAddressError) as error:
+        except (BadNameError, BadPatternError, BadAddressError) as error:
             self.wrong(path, error.wrong, error.mend)
             return None
 
@@ -288,9 +289,8 @@ def _rule(reading: _Reading, index: int) -> Rule:
     if not any(peer in rule for peer in _PEERS):
         everything = 'cidrs: [0.0.0.0/0, "::/0"]'
         reading.wrong(
-            path, "names no peer", f"add domains, ips, cidrs or ipBlocks; everything is {everything}"
+            path, "names no peer", f"add domains, regex, ips, cidrs or ipBlocks; everything is {everything}"
         )
-    _refuse_regex(reading, path)
     blocks = (
         *map(Block, reading.each((*path, "ips"), addresses.parse_address)),
         *map(Block, reading.each((*path, "cidrs"), addresses.parse_network)),
@@ -298,21 +298,11 @@ def _rule(reading: _Reading, index: int) -> Rule:
     )
     built = Rule(
         domains=reading.each((*path, "domains"), names.parse),
-        regex=reading.each((*path, "regex"), str) + reading.each((*path, "fqdn"), str),
+        regex=reading.each((*path, "regex"), patterns.parse) + reading.each((*path, "fqdn"), patterns.parse),
         blocks=blocks,
         ports=_ports(reading, (*path, "ports")),
     )
     return built if reading.sound(path) else Rule()
-
-
-def _refuse_regex(reading: _Reading, path: Path) -> None:
-    """Nothing compiles expressions yet, and a peer that cannot be matched is refused, not skipped."""
-    for key in ("regex", "fqdn"):
-        if reading.get(*path, key) is not None:
-            mend = "write domains: a name, or *.example.com for all names below it"
-            reading.wrong(
-                (*path, key), "regex is not enforced by this version: the rule grants nothing", mend
-            )
 
 
 def _ip_blocks(reading: _Reading, path: Path) -> Iterator[Block]:

@@ -1,297 +1,317 @@
-"""The engine on this host: brings the kernel half up, gives workloads their policy and takes it away.
+"""The engine on this host: brings the kernel half up, holds workloads to their policies and lets them go.
 
 Rules this file obeys:
 
 - One lock per instance: several commands and an agent may share one kernel half.
 - Tables first, then the workload's row: a workload is never open before its policy is whole. The other way
   round when it goes.
-- The root cgroup itself is a workload without a policy (number 0), so that whatever lies below it and is
-  not classified is closed.
+- Below the instance's own cgroup what is not classified is closed. Elsewhere on the host, where programs are
+  attached to the whole hierarchy, it is nobody's business until somebody places it.
 - The kernel's tables are the state. What is written to /run is for people, and for tidying up after a crash.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpf import datapath, kernel, versions
+from bpf import kernel, versions
 from bpf.contract import contract
-from bpf.datapath import Datapath
-from bpf.events import Address, address, pack_address
-from gateway import cgroups, place, tables
+from bpf.datapath import DECIDING, Datapath
+from bpf.events import address
+from gateway import cgroups, place
+from gateway.numbers import Numbers, Options, Written, resolver_key
 from gateway.policy import Policy, describe
-from gateway.probe import check_refused
-from gateway.resolvers import Resolver
-from gateway.states import EngineError, is_owned, locked, read_state, states, write_state
+from gateway.states import EngineError, claim, locked, read_state, states, write_state
 
-FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 RING_BYTES = 1 << 20
-LINGER = 180  # seconds that an ended workload's sockets may need to say what they still have (tcp(7))
-POLICY_TABLES = ("names", "prefixes", "rules", "services", "single_services", "grants", "resolvers", "own")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one workload is held, beside its policy; times in seconds."""
-
-    resolvers: tuple[Resolver, ...] = ()
-    own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
-    netns: int = 0  # and its cookie; 0: not asked
-    trace: bool = False
-    floor: int = FLOOR
-    grace: int = GRACE
 
 
 @dataclass(slots=True)
-class Admitted:
-    """A workload under its policy: its cgroup, policy number, and the ring on which its events arrive."""
+class Held:
+    """A policy that somebody holds workloads to: its number, and the ring on which its events arrive."""
 
     name: str
-    cgroup: Path
     number: int
     ring: int
-    state: int  # descriptor of the locked state file: whoever holds the lock owns the workload
-    problems: tuple[str, ...]
+    state: int  # descriptor of the locked record: whoever holds the lock owns it
+    about: dict[str, Any]
+    written: Written
+    cgroups: dict[Path, int] = field(default_factory=dict)  # to their ids
+    ended: list[str] = field(default_factory=list)  # at the adoption: as Engine.update() returns
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.written.problems
 
 
 class Engine:
     """The kernel half of one instance, loaded and attached."""
 
-    def __init__(self, where: place.Place) -> None:
-        """Adopts what runs already, else compiles and attaches. Needs root."""
+    def __init__(self, where: place.Place, host: bool = False) -> None:
+        """Adopts what runs already, else compiles and attaches. Needs root.
+
+        `host`: to the whole hierarchy, so that any cgroup can be placed; else to the instance's own.
+        """
         if os.geteuid() != 0:
             raise EngineError("skouter needs root to load BPF programs: run it with sudo")
-        self.place = where
+        self.where = where
         with locked(where):
             place.ensure_bpffs(where)
             self.datapath: Datapath = versions.bring_up(
                 where.pins, where.run, (where.cgroup, where.hierarchy)
             )
+            self.numbers = Numbers(self.datapath)
             where.cgroup.mkdir(exist_ok=True)
-            shallowest, deepest = cgroups.levels(where.cgroup, 1)
-            self.datapath.set(shallowest=shallowest, deepest=deepest)
+            self._cover(*cgroups.levels(where.cgroup, 1))
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
-            self.datapath.attach(where.cgroup)
-            self.tidy()
+            self._attach(host)
 
     def close(self) -> None:
         """Lets go of descriptors; enforcement goes on."""
+        self.numbers.close()
         self.datapath.close()
 
-    # ---- Workloads --------------------------------------------------------------------------------------
+    def _attach(self, host: bool) -> None:
+        """To the hierarchy or to our cgroup, never to both for long: a packet would be judged twice."""
+        everywhere = set(DECIDING) <= set(self.datapath.attached(self.where.hierarchy))
+        if not host and not everywhere:
+            self.datapath.attach(self.where.cgroup)
+            return
+        self.datapath.attach(self.where.hierarchy)
+        self.datapath.detach(self.where.cgroup)
 
-    def admit(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Admitted:
-        """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns.
-
-        Before anything is opened, a process in the closed cgroup tries to connect: where that is not refused,
-        the kernel does not see the cgroup where we think it is, and nothing is started.
-        """
-        if policy.only_allowed_names:
+    def _cover(self, shallowest: int, deepest: int) -> None:
+        """Has the kernel look for workloads at these levels too."""
+        held = self.datapath["settings"][0]
+        if held.deepest:
+            shallowest, deepest = min(held.shallowest, shallowest), max(held.deepest, deepest)
+        if deepest - shallowest >= cgroups.LEVELS:
             raise EngineError(
-                "spec.dns.onlyAllowedNames is not enforced by this version: remove it, or the questions that "
-                "it should refuse would pass"
+                f"workloads on {deepest - shallowest + 1} levels of the cgroup hierarchy, of which "
+                f"{cgroups.LEVELS} can be looked at: place a cgroup nearer to the root"
             )
-        with locked(self.place):
-            state = self._claim(name)
-            cgroup = self.place.cgroup / name
-            cgroup.mkdir()
-            identity = cgroups.cgroup_id(cgroup)
-            number = self._free_number()
-            about = {**about, "name": name, "policy": number, "cgroup": identity, "ended": None}
+        self.datapath.set(shallowest=shallowest, deepest=deepest)
+
+    # ---- Policies
+
+    def hold(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Held:
+        """Puts a policy into the kernel under a number, for cgroups to be placed under it.
+
+        Where an earlier process did so under this name, its number is adopted, with its cgroups, grants and
+        open flows, and the policy changed in place. `about` is for people: its `kind`, say.
+        """
+        with locked(self.where):
+            state, before = claim(self.where, name)
             try:
-                write_state(state, {**about, **_describe(policy, options)})
-                self._purge(number)
-                self.datapath["workloads"][identity] = (0,)
-                check_refused(cgroup)
-                wanted = tables.compile(policy, number)
+                number = int(before["policy"]) if before else self.numbers.free(self._used())
+                if not before:
+                    first = {**about, "name": name, "policy": number, "cgroups": {}, "ended": None}
+                    self._record(state, first)
+                    self.numbers.purge(number)
                 ring = kernel.create_ring(RING_BYTES)
                 self.datapath["events"][number] = ring
-                self._write(wanted, options)
-                self.datapath["workloads"][identity] = (number,)
+                there = self.numbers.read_back(number) if before else None
+                written = self.numbers.write(number, policy, options, there)
+                self._trust_local(options)
+                held = Held(name, number, ring, state, about, written)
+                if before:
+                    held.cgroups = {
+                        Path(path): identity
+                        for path, identity in before["cgroups"].items()
+                        if cgroups.has_id(Path(path), identity)
+                    }
+                self._describe(held, policy, options)
+                if there:
+                    held.ended = self._end_withdrawn(held)
             except BaseException:
                 os.close(state)
-                self._remove(name, number)
+                if not before:
+                    self.forget(name)
                 raise
-        return Admitted(name, cgroup, number, ring, state, wanted.problems)
+        return held
 
-    def dismiss(self, admitted: Admitted) -> list[int]:
-        """Takes a workload's policy away, unless processes are left in it: their pids, still enforced."""
-        if not self.place.lock.exists():  # uninstalled meanwhile: nothing is left to take away
-            os.close(admitted.ring)
-            os.close(admitted.state)
-            return []
-        with locked(self.place):
-            left = cgroups.processes(admitted.cgroup)
-            os.close(admitted.ring)
-            self.datapath["events"].discard(admitted.number)
-            os.close(admitted.state)
-            if not cgroups.is_populated(admitted.cgroup):
-                self._end(admitted.name)
-        return left
+    def update(self, held: Held, policy: Policy, options: Options) -> list[str]:
+        """Changes a policy in place: grants stay, flows of what was withdrawn end. What ended, in words."""
+        with locked(self.where):
+            held.written = self.numbers.write(held.number, policy, options, held.written)
+            self._trust_local(options)
+            self._describe(held, policy, options)
+        return self._end_withdrawn(held)
 
-    def tidy(self) -> None:
-        """Ends workloads whose owner is gone and in which nothing runs any more; removes those long ended."""
-        for path in self.place.run.glob("*.json"):
-            with suppress(OSError):  # one that can't be removed must not stop the others, nor the start
-                if not is_owned(path) and not cgroups.is_populated(self.place.cgroup / path.stem):
-                    self._end(path.stem)
+    def readdress(self, held: Held, options: Options) -> None:
+        """Other addresses, resolvers or search suffixes; the policy is the same."""
+        with locked(self.where):
+            held.written = self.numbers.readdress(held.number, options, held.written)
+            self._trust_local(options)
 
-    def _end(self, name: str) -> None:
-        """The cgroup goes at once. The policy stays for LINGER: what the command left in its sockets is still
-        on its way, and they still carry the cgroup's id."""
-        path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
-        state, now = read_state(path), time.clock_gettime(time.CLOCK_BOOTTIME)
-        if state is None:  # half written; its number is emptied before it is used again
-            self._remove(name, None)
-        elif state["ended"] is None:
-            if cgroup.is_dir():
-                cgroups.remove_cgroup(cgroup)
-            fd = os.open(path, os.O_RDWR)
-            write_state(fd, {**state, "ended": now})
-            os.close(fd)
-        elif not 0 <= now - state["ended"] < LINGER:
-            self._remove(name, int(state["policy"]))
+    def release(self, held: Held) -> None:
+        """Takes a policy away; its cgroups are nobody's business any more."""
+        with locked(self.where):
+            for path in list(held.cgroups):
+                self._unplace(held, path)
+            self.datapath["events"].discard(held.number)
+            os.close(held.ring)
+            os.close(held.state)
+            self.forget(held.name)
+
+    def held_names(self) -> list[str]:
+        """What earlier processes hold, or held: to be adopted, or released."""
+        return [state["name"] for state in states(self.where) if state["kind"] != "command"]
 
     def counters(self, number: int) -> dict[str, int]:
-        """Packets by reason, of one policy since its number was given out."""
-        reasons = contract().enumerators("reason")
-        found = {
-            name: self.datapath["counters"].sum_cpus(number * len_reasons() + value)
-            for value, name in reasons.items()
-        }
-        return {name: count for name, count in found.items() if count}
+        return self.numbers.counters(number)
 
-    def _claim(self, name: str) -> int:
-        fd = os.open(
-            self.place.run / f"{name}.json", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644
-        )
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd
+    # ---- Workloads
 
-    def _free_number(self) -> int:
-        used = {int(value.policy) for _, value in self.datapath["workloads"].items()}
-        used |= {int(state["policy"]) for state in states(self.place)}
-        limit = contract().constant("POLICIES")
-        for number in range(1, limit):
-            if number not in used:
-                return number
-        raise EngineError(f"all {limit - 1} policy numbers of this host are in use: end some workloads first")
+    def place(self, held: Held, path: Path) -> None:
+        """Holds a cgroup and all below it, unless placed nearer, to a policy.
 
-    def _write(self, wanted: tables.Tables, options: Options) -> None:
-        number = wanted.number
-        for index in range(len_reasons()):
-            self.datapath["counters"].zero_cpus(number * len_reasons() + index)
-        for step in tables.difference(None, wanted).steps:
-            if step.map == "flags":
-                self._set_policy(wanted, options)
-            else:
-                datapath.write(self.datapath.tables, step.map, step.key, step.value)
-        for mine in options.own:
-            self.datapath["own"][pack_address(mine), number] = 1
-        for resolver in options.resolvers:
-            self._trust(number, resolver)
-            if resolver.is_local:
-                self._trust(0, resolver)
-                self.datapath.attach(self.place.hierarchy, ("resolver",))
+        What came in from outside before that may go on.
+        """
+        from gateway.open_sockets import adopt
 
-    def _set_policy(self, wanted: tables.Tables, options: Options) -> None:
-        constant = contract().constant
-        flags = constant("AUDIT") if wanted.flags.audit else 0
-        flags |= constant("TRACE") if options.trace else 0
-        flags |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
-        before = self.datapath["policies"][wanted.number]
-        self.datapath["policies"][wanted.number] = (
-            (int(before.generation) + 1) & 0xFFFFFFFF,
-            flags,
-            options.floor,
-            options.grace,
-            options.netns,
-        )
+        identity = cgroups.cgroup_id(path)
+        self._cover(*cgroups.levels(path, 0))
+        with locked(self.where):
+            pids, ids = cgroups.processes_below(path), cgroups.ids_below(path)
+            if pids:
+                adopt(self.datapath, held.number, ids, pids)
+            self.datapath["workloads"][identity] = (held.number,)
+            if pids:
+                adopt(self.datapath, held.number, ids, pids)  # what was accepted meanwhile
+            held.cgroups[path] = identity
+            self._describe_cgroups(held)
+            self._share_room()
 
-    def _trust(self, number: int, resolver: Resolver) -> None:
-        key = (pack_address(resolver.address), number, resolver.port.to_bytes(2, "big"))
-        self.datapath["resolvers"][key] = 1
+    def unplace(self, held: Held, path: Path) -> None:
+        """Lets a cgroup go, which may be gone itself."""
+        with locked(self.where):
+            self._unplace(held, path)
+            self._describe_cgroups(held)
 
-    def _remove(self, name: str, number: int | None) -> None:
-        path, cgroup = self.place.run / f"{name}.json", self.place.cgroup / name
-        state = read_state(path)
-        identity = int(state["cgroup"]) if state else None
-        if cgroup.is_dir():
-            identity = cgroups.cgroup_id(cgroup)
-            cgroups.remove_cgroup(cgroup)
-        if identity is not None:
+    def exempt(self, path: Path) -> None:
+        """A cgroup that is never filtered, whatever is placed around it."""
+        self._cover(*cgroups.levels(path, 0))
+        self.datapath["workloads"][cgroups.cgroup_id(path)] = (contract().constant("EXEMPT"),)
+
+    def unexempt(self, identity: int) -> None:
+        """By its id: the cgroup may be gone."""
+        found = self.datapath["workloads"].get(identity)
+        if found is not None and int(found.policy) == contract().constant("EXEMPT"):
             self.datapath["workloads"].discard(identity)
-            self._forget_questions(identity)
-        if number is not None:
-            self._purge(number)
-        path.unlink(missing_ok=True)
-        self._forget_local_resolvers()
 
-    def _forget_questions(self, workload: int) -> None:
-        for turn in range(contract().constant("OPEN_QUESTIONS")):
-            found = self.datapath["question_ring"].get((workload, turn))
-            if found is None:
-                break
-            # struct asked is nothing but the question's key.
-            self.datapath["questions"].remove_raw(bytes(contract().ffi.buffer(found)))
-            self.datapath["question_ring"].discard((workload, turn))
+    def _unplace(self, held: Held, path: Path) -> None:
+        identity = held.cgroups.pop(path)
+        found = self.datapath["workloads"].get(identity)
+        if found is not None and int(found.policy) == held.number:
+            self.datapath["workloads"].discard(identity)
+        self.forget_rings(identity)
+
+    def _end_withdrawn(self, held: Held) -> list[str]:
+        from gateway.open_sockets import end_withdrawn  # late: few commands change anything
+
+        return end_withdrawn(self.datapath, held.number, self._below(held), self._processes(held))
+
+    def _below(self, held: Held) -> set[int]:
+        return set[int]().union(*(cgroups.ids_below(path) for path in held.cgroups))
+
+    def _processes(self, held: Held) -> list[int]:
+        return sorted(set[int]().union(*(cgroups.processes_below(path) for path in held.cgroups)))
+
+    # ---- Records
+
+    def _used(self) -> set[int]:
+        used = {int(value.policy) for _, value in self.datapath["workloads"].items()}
+        return used | {int(state["policy"]) for state in states(self.where)}
+
+    def _record(self, fd: int, state: dict[str, Any]) -> None:
+        write_state(fd, {**NOTHING_SAID, **state})
+
+    def _describe(self, held: Held, policy: Policy, options: Options) -> None:
+        held.about = {**held.about, **describe_policy(policy, options), "problems": list(held.problems)}
+        self._describe_cgroups(held)
+
+    def _describe_cgroups(self, held: Held) -> None:
+        where = {str(path): identity for path, identity in held.cgroups.items()}
+        about = {**held.about, "name": held.name, "policy": held.number, "cgroups": where, "ended": None}
+        self._record(held.state, about)
+
+    def forget(self, name: str) -> None:
+        """The record and all that it stands for."""
+        path = self.where.run / f"{name}.json"
+        state = read_state(path)
+        if state:
+            for identity in state["cgroups"].values():
+                self.datapath["workloads"].discard(identity)
+                self.forget_rings(identity)
+            self.numbers.purge(int(state["policy"]))
+        path.unlink(missing_ok=True)
+        self.forget_local_resolvers()
+
+    # ---- What commands use too
+
+    def forget_rings(self, workload: int) -> None:
+        """What a workload has in the rings of quotas.h, and in the tables behind them."""
+        tally = self.datapath["tallies"].get(workload)
+        for ring, table, most in RINGS if tally else ():
+            for number in range(min(int(getattr(tally, table)), contract().constant(most))):
+                found = self.datapath[ring].get((workload, number))
+                if found is not None:  # a place holds nothing but the row's key
+                    self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
+                    self.datapath[ring].discard((workload, number))
         self.datapath["tallies"].discard(workload)
 
-    def _purge(self, number: int) -> None:
-        """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
-        before = self.datapath["policies"][number]
-        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
-        for name in POLICY_TABLES:
-            table = self.datapath[name]
-            for raw in list(table.raw_keys()):
-                if _policy_of(contract().unpack(table.layout.key, raw)) == number:
-                    table.remove_raw(raw)
-        self._forget_what_is_over()
+    def _share_room(self) -> None:
+        """Quotas such that all workloads together fit into the tables."""
+        held = states(self.where)
+        workloads = max(1, sum(len(state["cgroups"]) for state in held))
+        constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
+        self.datapath.set(
+            flows=min(constant("FLOWS"), entries["flows"] // workloads),
+            inbounds=min(constant("INBOUNDS"), entries["inbounds"] // workloads),
+            addresses=min(
+                constant("ADDRESSES"),
+                entries["grants"] // (constant("GRANTS_PER_POLICY") * max(1, len(held))),
+            ),
+        )
 
-    def _forget_what_is_over(self) -> None:
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        constant = contract().constant
-        for name, field, seconds in (
-            ("questions", "time", constant("QUESTION_SECONDS")),
-            ("flows", "seen", constant("FLOW_SECONDS")),
-            ("inbounds", "seen", constant("INBOUND_SECONDS")),
-        ):
-            table = self.datapath[name]
-            for raw in list(table.raw_keys()):
-                value = kernel.lookup(table.fd, raw, table.layout.value_size)
-                if (
-                    value
-                    and getattr(contract().unpack(table.layout.value, value), field) + seconds * 10**9 < now
-                ):
-                    table.remove_raw(raw)
+    def _trust_local(self, options: Options) -> None:
+        for resolver in options.resolvers:
+            if resolver.is_local:
+                self.datapath["resolvers"][resolver_key(resolver, 0)] = 1
+                self.datapath.attach(self.where.hierarchy, ("resolver",))
 
-    def _forget_local_resolvers(self) -> None:
-        wanted = {text for state in states(self.place) for text in state["local_resolvers"]}
+    def forget_local_resolvers(self) -> None:
+        wanted = {text for state in states(self.where) for text in state["local_resolvers"]}
         table = self.datapath["resolvers"]
         for raw in list(table.raw_keys()):
             key = contract().unpack(table.layout.key, raw)
-            if (
-                key.policy == 0
-                and f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}" not in wanted
-            ):
+            text = f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}"
+            if key.policy == 0 and text not in wanted:
                 table.remove_raw(raw)
 
 
-def _policy_of(key: Any) -> int:
-    return key.policy if isinstance(key.policy, int) else int.from_bytes(bytes(key.policy), "big")
+# Ring, the table behind it (also the field of struct tally), and the constant of most places.
+RINGS = (
+    ("question_ring", "questions", "OPEN_QUESTIONS"),
+    ("flow_ring", "flows", "FLOWS"),
+    ("inbound_ring", "inbounds", "INBOUNDS"),
+)
+NOTHING_SAID: dict[str, Any] = {
+    "command": [],
+    "mode": "",
+    "peers": {},
+    "rules": [],
+    "resolvers": [],
+    "local_resolvers": [],
+    "problems": [],
+}
 
 
-def len_reasons() -> int:
-    return contract().constant("REASONS")
-
-
-def _describe(policy: Policy, options: Options) -> dict[str, Any]:
+def describe_policy(policy: Policy, options: Options) -> dict[str, Any]:
     return {
         "mode": "Audit" if policy.audit else "Enforce",
         "peers": {str(peer.id): peer.text for peer, _ in policy.grants},

@@ -16,9 +16,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from gateway import names, policy
+from gateway import names, patterns, policy
 from gateway.addresses import Network, inside
 from gateway.names import BadNameError, Pattern
+from gateway.patterns import Regex
 from gateway.policy import Peer, PortSet
 from gateway.records import Block, Egress, Object
 from gateway.selection import EXEMPT, Workload, selecting
@@ -186,9 +187,11 @@ def _passing(grants: Iterable[_Grant], protocol: str, port: int | None) -> _Gran
     return next((grant for grant in grants if policy.contains(grant.ports, protocol, port)), None)
 
 
-def _covers(what: Pattern | Block, wanted: Destination) -> bool:
+def _covers(what: Pattern | Regex | Block, wanted: Destination) -> bool:
     if isinstance(what, Pattern):
         return isinstance(wanted, str) and names.matches(what, wanted)
+    if isinstance(what, Regex):
+        return isinstance(wanted, str) and patterns.matches(what, wanted)
     if isinstance(wanted, str):
         return False
     return inside(wanted, what.network) and not any(inside(wanted, part) for part in what.excepts)

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from gateway.addresses import Network
 from gateway.names import Pattern
+from gateway.patterns import Regex
 from gateway.records import Block, Egress, Ports, Rule
 
 LAST_PORT = 65535
@@ -42,19 +43,21 @@ ALL: PortSet = frozenset({PortRange("ANY", 0, LAST_PORT)})
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Something that may be reached: the names of a pattern, or the addresses of a block."""
+    """Something that may be reached: names by wildcard or by expression, or the addresses of a block."""
 
-    what: Pattern | Block
+    what: Pattern | Regex | Block
 
     @property
-    def kind(self) -> Literal["name", "prefix"]:
-        return "name" if isinstance(self.what, Pattern) else "prefix"
+    def kind(self) -> Literal["name", "pattern", "prefix"]:
+        if isinstance(self.what, Block):
+            return "prefix"
+        return "name" if isinstance(self.what, Pattern) else "pattern"
 
     @property
     def text(self) -> str:
-        """The one spelling of this peer, such as *.example.com or 10.0.0.0/8 except 10.1.0.0/16."""
-        if isinstance(self.what, Pattern):
-            return self.what.text
+        """The one spelling of this peer: *.example.com, /api-[0-9]+/, 10.0.0.0/8 except 10.1.0.0/16."""
+        if not isinstance(self.what, Block):
+            return str(self.what)
         excepts = ", ".join(map(str, self.what.excepts))
         return f"{self.what.network} except {excepts}" if excepts else str(self.what.network)
 
@@ -91,7 +94,8 @@ def union(selected: Iterable[Egress]) -> Policy | None:
 
 def peers(rule: Rule) -> list[Peer]:
     """The peers of a rule, in canonical form."""
-    return [Peer(pattern) for pattern in rule.domains] + [Peer(_canonical(block)) for block in rule.blocks]
+    found = [Peer(name) for name in rule.domains] + [Peer(regex) for regex in rule.regex]
+    return found + [Peer(_canonical(block)) for block in rule.blocks]
 
 
 def port_set(ports: Iterable[Ports]) -> PortSet:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gateway.addresses import Network
 from gateway.names import Pattern
+from gateway.patterns import Regex
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Rule:
     """Any of the peers, on any of the ports; no ports is every port. Without peers it grants nothing."""
 
     domains: tuple[Pattern, ...] = ()
-    regex: tuple[str, ...] = ()
+    regex: tuple[Regex, ...] = ()
     blocks: tuple[Block, ...] = ()
     ports: tuple[Ports, ...] = ()
 

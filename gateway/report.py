@@ -12,6 +12,7 @@ from typing import Any, Protocol
 PROTOCOLS = {1: "ICMP", 58: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
 WITH_PORTS = ("TCP", "UDP", "SCTP")
 ANSWERS = ("LEARNED", "SEEN", "NEVER_LEARNED")
+QUESTION = "DNS question"  # in the place of a protocol
 
 
 class Told(Protocol):
@@ -33,6 +34,12 @@ class Told(Protocol):
     def name(self) -> str: ...
 
 
+def family(name: str) -> str:
+    """Many names below one are told as one: who carries data out in names asks for another each time."""
+    labels = name.split(".")
+    return name if len(labels) < 3 else ".".join(["*", *labels[-2:]])
+
+
 def printable(text: str) -> str:
     """What a workload chose (its process's name, say) must not write to somebody's terminal as it likes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -49,6 +56,8 @@ class Destination:
     process: str
 
     def __str__(self) -> str:
+        if self.protocol == QUESTION:
+            return printable(f"{QUESTION} for {self.name}" + (f" by {self.process}" if self.process else ""))
         host = f"{self.name} ({self.address})" if self.name else self.address
         port = f" {self.protocol} {self.port}" if self.protocol in WITH_PORTS else f" {self.protocol}"
         return printable(host + port + (f" by {self.process}" if self.process else ""))
@@ -65,6 +74,10 @@ class Report:
 
     def add(self, event: Told) -> None:
         address = str(event.remote)
+        if event.reason == "QUESTION_REFUSED":
+            at = Destination(family(event.name), address, QUESTION, 0, event.process)
+            self.refused[at, event.reason] = self.refused.get((at, event.reason), 0) + 1
+            return
         if event.reason in ANSWERS:
             self.names[address] = event.name
             if event.reason == "NEVER_LEARNED":
@@ -110,7 +123,8 @@ class Report:
         import yaml
 
         wanted: dict[tuple[str, bool], set[tuple[str, int]]] = {}
-        for at in [*self.reached, *(at for at, _ in self.refused)]:
+        tried = [*self.reached, *(at for at, _ in self.refused)]
+        for at in (at for at in tried if at.protocol != QUESTION):
             peer = (at.name, True) if at.name else (at.address, False)
             wanted.setdefault(peer, set()).add((at.protocol, at.port))
         by_ports: dict[frozenset[tuple[str, int]], list[tuple[str, bool]]] = {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.events import Address
+from gateway.names import BadNameError, normal
 
 STUB = "127.0.0.53"
+RESOLV_CONF = Path("/etc/resolv.conf")
 UPSTREAMS = Path("/run/systemd/resolve/resolv.conf")
 PORT = 53
 
@@ -72,10 +75,26 @@ def from_resolv_conf(text: str) -> list[Resolver]:
     return found or [Resolver(ipaddress.ip_address("127.0.0.1"))]
 
 
+def searches_from(text: str) -> tuple[str, ...]:
+    """The search suffixes of a resolv.conf, in normal form; the last `search` or `domain` line counts."""
+    found: list[str] = []
+    for fields in (line.split() for line in text.splitlines()):
+        if fields and fields[0] in ("search", "domain"):
+            found = fields[1:]
+    suffixes = []
+    for suffix in found:
+        with suppress(BadNameError):
+            suffixes.append(normal(suffix))
+    return tuple(dict.fromkeys(suffixes))
+
+
+def resolv_conf() -> str:
+    return RESOLV_CONF.read_text() if RESOLV_CONF.exists() else ""
+
+
 def of_this_host() -> list[Resolver]:
     """The servers of /etc/resolv.conf; behind systemd-resolved's stub its upstreams too."""
-    path = Path("/etc/resolv.conf")
-    found = from_resolv_conf(path.read_text() if path.exists() else "")
+    found = from_resolv_conf(resolv_conf())
     if any(str(resolver.address) == STUB for resolver in found) and UPSTREAMS.exists():
         found += from_resolv_conf(UPSTREAMS.read_text())
     return sorted(set(found), key=lambda r: (r.address.version, r))

@@ -15,10 +15,11 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 
@@ -26,14 +27,21 @@ from bpf import kernel
 from bpf.datapath import other_layouts
 from bpf.events import SENTENCES, decode
 from gateway import place
-from gateway.engine import Admitted, Engine, Options
+from gateway.commands import admit, dismiss
+from gateway.engine import Engine, Held
+from gateway.numbers import Options
 from gateway.policy import Policy
 from gateway.privileges import User, become, confine, environment, invoking_user
 from gateway.report import Report
+from routing import own
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
 FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 CANNOT_WRITE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127  # POSIX shell, 2.8.2
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -54,35 +62,39 @@ def run(request: Request, where: place.Place) -> int:
     for layout in other_layouts(where.pins):
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
-    about = {"kind": "command", "command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
-    admitted = engine.admit(name, request.policy, request.options, about)
+    about = {"command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
+    admitted = admit(engine, name, request.policy, request.options, about)
     report = Report()
     lost, left = 0, []
     try:
         for problem in admitted.problems:
             say(problem)
-        status = _supervise(request, user, admitted, report, (where.pins, where.run))
+        status = _supervise(request, user, engine, admitted, report)
     finally:
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
-        left = engine.dismiss(admitted)
+        left = dismiss(engine, admitted)
         engine.close()
     learned = _tell(request, user, report, lost, left)
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-def _supervise(
-    request: Request, user: User, admitted: Admitted, report: Report, hidden: tuple[Path, ...]
-) -> int:
+def _supervise(request: Request, user: User, engine: Engine, admitted: Held, report: Report) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
+    (cgroup,) = admitted.cgroups
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
+
+    def readdress() -> None:
+        own.drain(addresses)
+        engine.readdress(admitted, replace(request.options, own=tuple(own.own_addresses())))
+
     try:
         process = subprocess.Popen(
             request.command,
             env=environment(user),
-            preexec_fn=confine(user, admitted.cgroup, hidden),
+            preexec_fn=confine(user, cgroup, (engine.where.pins, engine.where.run)),
         )
-        with _forwarding(process):
-            status = _wait(process, ring)
+        with _forwarding(process), own.changes() as addresses:
+            status = _wait(process, {ring: ring.consume, addresses: readdress})
         ring.consume()
         return status
     except FileNotFoundError:
@@ -98,17 +110,19 @@ def _supervise(
         ring.close()
 
 
-def _wait(process: subprocess.Popen[bytes], ring: kernel.Ring) -> int:
-    """No event loop of a library: what there is to wait for is two descriptors, and starting one takes longer
-    than most commands (pidfd_open(2))."""
+def _wait(process: subprocess.Popen[bytes], calls: dict[HasFileno, Callable[[], object]]) -> int:
+    """No event loop of a library: what there is to wait for is three descriptors, and starting one takes
+    longer than most commands (pidfd_open(2))."""
     end = os.pidfd_open(process.pid)
     try:
         with selectors.DefaultSelector() as waiting:
-            waiting.register(end, selectors.EVENT_READ)
-            waiting.register(ring, selectors.EVENT_READ)
-            while end not in [key.fd for key, _events in waiting.select()]:
-                ring.consume()
-        return process.wait()
+            waiting.register(end, selectors.EVENT_READ, process.poll)
+            for readable, call in calls.items():
+                waiting.register(readable, selectors.EVENT_READ, call)
+            while process.returncode is None:
+                for key, _events in waiting.select():
+                    key.data()
+        return process.returncode
     finally:
         os.close(end)
 

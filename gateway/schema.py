@@ -118,7 +118,7 @@ _IP_BLOCK = _object(
     {"cidr": _CIDR, "except": _list("Networks inside cidr that are not meant.", 16, _CIDR)},
     required=("cidr",),
 )
-_REGEX = _text("An RE2 expression that a whole name must match.", 256)
+_REGEX = _text("An RE2 expression that a whole name must match, such as api-[0-9]+\\.example\\.com.", 256)
 _RULE = _object(
     "What may be reached: any of the peers, on the ports. At least one peer is named.",
     {
@@ -127,7 +127,9 @@ _RULE = _object(
             5000,
             _text("A name or a wildcard.", 256),
         ),
-        "regex": _list("Names by regular expression, anchored at both ends.", 64, _REGEX),
+        "regex": _list(
+            "Names by regular expression, always anchored at both ends; case does not count.", 64, _REGEX
+        ),
         "fqdn": _list("The same as regex.", 64, _REGEX),
         "ips": _list("Single addresses.", 1000, _ADDRESS),
         "cidrs": _list("Networks.", 1000, _CIDR),

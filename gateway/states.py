@@ -41,6 +41,20 @@ def write_state(fd: int, state: dict[str, Any]) -> None:
     os.ftruncate(fd, len(data))
 
 
+def claim(where: Place, name: str) -> tuple[int, dict[str, Any] | None]:
+    """The record called `name`, locked, as a descriptor; and what an earlier owner wrote there."""
+    path = where.run / f"{name}.json"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise EngineError(
+            f"{name} is held by another process of this instance: stop that one first"
+        ) from None
+    return fd, read_state(path)
+
+
 def read_state(path: Path) -> dict[str, Any] | None:
     """None for a file that is half written: its owner died in the midst."""
     try:

@@ -39,7 +39,7 @@ def collect(where: Place) -> dict[str, Any]:
             if cgroup.is_dir() and (names := loaded.attached(cgroup)):
                 found["attached"][str(cgroup)] = names
         found["workloads"] = [
-            _workload(loaded, where, path, state)
+            _workload(loaded, path, state)
             for path in sorted(where.run.glob("*.json"))
             if (state := read_state(path)) and state["ended"] is None
         ]
@@ -48,15 +48,15 @@ def collect(where: Place) -> dict[str, Any]:
     return found
 
 
-def _workload(loaded: Datapath, where: Place, path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    cgroup = where.cgroup / path.stem
-    known = loaded["workloads"].get(int(state["cgroup"]))
+def _workload(loaded: Datapath, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    known = [loaded["workloads"].get(int(identity)) for identity in state["cgroups"].values()]
     return {
         **{key: state[key] for key in ("name", "kind", "command", "mode", "policy", "rules", "resolvers")},
-        "cgroup": str(cgroup),
-        "enforced": known is not None and int(known.policy) == int(state["policy"]),
+        "problems": state["problems"],
+        "cgroups": list(state["cgroups"]),
+        "enforced": all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
         "watched": is_owned(path),
-        "processes": cgroups.processes(cgroup),
+        "processes": sorted(set[int]().union(*(cgroups.processes_below(Path(c)) for c in state["cgroups"]))),
         "grants": _grants(loaded, int(state["policy"]), state["peers"]),
     }
 

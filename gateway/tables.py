@@ -4,6 +4,7 @@ The rules this file must obey:
 
 * The longest match alone decides: a row carries everything that the shorter rows it hides would have said.
   `names` and `prefixes` list all peers that cover a row; the rows of `services` are services.py's.
+  Expressions have no rows: the automaton of all of them, dfa.py's, is one value.
 * IPv4 is kept as ::ffff:a.b.c.d, so a wide IPv6 prefix would cover it too: ::ffff:0:0/96 is an exception of
   every IPv6 prefix around it ("::/0" is every IPv6 address, and no IPv4 address).
 * What the tables cannot hold grants nothing and is told; the rest of the policy stands. Of more than PEERS
@@ -11,13 +12,15 @@ The rules this file must obey:
   tables: either a peer is in every row that it covers, or in none.
 
 The kernel admits a packet where `rules[policy, peer] & services[policy, protocol, port]` is not 0 for one of
-the peers that `prefixes` gives for its address, or that `names` gave for a name answered with that address.
+the peers that `prefixes` gives for its address, or that `names` or the automaton gave for a name answered
+with that address.
 
 Rows are written one at a time while packets pass, so in between nothing may be allowed that neither the old
 nor the new policy allows, nor refused what both allow. `difference` keeps that by two facts:
 
 1. Within one longest-prefix table, write rows from the longest to the shortest, then delete from the shortest
    to the longest: every lookup then answers either exactly as in the old table or exactly as in the new one.
+   An automaton is changed as a whole, so this holds for it too.
 2. A peer's coverage and a bit's ports never change, they only come and go. So first give every port its old
    and new bits, then every peer its old and new bits, then change what covers what (1), and then take the old
    bits from the peers and from the ports. Whichever answer a lookup gives meanwhile, old peers add only what
@@ -35,14 +38,13 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 from gateway.addresses import V4_MAPPED, Network
+from gateway.dfa import PEERS, Automaton
 from gateway.names import KEY_BYTES, Pattern, suffix_key
 from gateway.policy import Peer, Policy, PortSet
 from gateway.records import Block
 from gateway.services import Row, Rows, assign_bits, masks_of, recover_bits, service_rows
 
-PEERS = 4  # that a row of names or prefixes has room for
-
-MapName = Literal["names", "prefixes", "rules", "services", "flags"]
+MapName = Literal["names", "patterns", "prefixes", "rules", "services", "flags"]
 Place = TypeVar("Place")
 
 
@@ -67,15 +69,16 @@ class Tables:
     rules: Rows = field(default_factory=dict)  # (policy, peer) -> (mask,)
     services: Rows = field(default_factory=dict)  # (prefixlen, policy, protocol, port) -> (mask,)
     bits: Mapping[PortSet, int] = field(default_factory=dict)
+    patterns: Automaton | None = None
     problems: tuple[str, ...] = ()
 
 
 class Step(NamedTuple):
-    """Write `value` at `key`, or delete the key where it is None."""
+    """Write `value` at `key`, or delete the key where it is None; the key of `patterns` is the policy."""
 
     map: MapName
     key: Row
-    value: Row | None
+    value: Row | Automaton | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,23 @@ class Change:
     steps: tuple[Step, ...]
 
 
-def compile(policy: Policy, number: int, previous: Tables | None = None) -> Tables:
-    """The rows that `policy` wants under `number`; `previous` is what the kernel holds there now."""
+def compile(
+    policy: Policy, number: int, previous: Tables | None = None, automaton: Automaton | None = None
+) -> Tables:
+    """The rows that `policy` wants under `number`; `previous` is what the kernel holds there now.
+
+    `automaton` is that of the policy's expressions: one that it has not grants nothing, and whoever made it
+    (automata.py) tells which and why.
+    """
     problems: list[str] = []
     bits = assign_bits({ports for _, ports in policy.grants}, previous.bits if previous else {}, problems)
     masks = {peer: 1 << bits[ports] for peer, ports in policy.grants if ports in bits}
     names = _fit((p for p in masks if p.kind == "name"), _name_place, _names_above, problems)
     blocks = _fit((p for p in masks if p.kind == "prefix"), _block_place, _prefixes_above, problems)
+    matched = automaton.ids() if automaton else frozenset()
     policy_bytes = number.to_bytes(2, "big")
     fitting = [peer for index in (names, blocks) for peers in index.values() for peer in peers]
+    fitting += [peer for peer in masks if peer.kind == "pattern" and peer.id in matched]
     return Tables(
         number,
         flags=Flags(policy.audit, policy.only_allowed_names),
@@ -110,13 +121,22 @@ def compile(policy: Policy, number: int, previous: Tables | None = None) -> Tabl
         rules={(number, peer.id): (masks[peer],) for peer in fitting},
         services=service_rows(bits.items(), policy_bytes),
         bits=bits,
+        patterns=automaton,
         problems=tuple(problems),
     )
 
 
-def recover(number: int, flags: Flags, names: Rows, prefixes: Rows, rules: Rows, services: Rows) -> Tables:
+def recover(
+    number: int,
+    flags: Flags,
+    names: Rows,
+    prefixes: Rows,
+    rules: Rows,
+    services: Rows,
+    patterns: Automaton | None = None,
+) -> Tables:
     """The tables that an earlier agent left in the kernel, to be the `previous` of the next ones."""
-    return Tables(number, flags, names, prefixes, rules, services, recover_bits(services))
+    return Tables(number, flags, names, prefixes, rules, services, recover_bits(services), patterns)
 
 
 def difference(old: Tables | None, new: Tables | None) -> Change:
@@ -139,6 +159,7 @@ def difference(old: Tables | None, new: Tables | None) -> Change:
             *_steps("rules", held, rules),
             *_steps("prefixes", before.prefixes, after.prefixes),
             *_steps("names", before.names, after.names),
+            *_pattern_steps(before, after),
             *_steps("rules", rules, after.rules),
             *_steps("services", services, after.services),
             *_flag_steps(before, after, first=False, always=old is None),
@@ -178,7 +199,7 @@ def _excepts(block: Block) -> list[_Prefix]:
 
 def _covers(peer: Peer, place: object) -> bool:
     """Whether a peer whose own place is around `place` covers all of it."""
-    if isinstance(peer.what, Pattern) or not isinstance(place, _Prefix):
+    if not isinstance(peer.what, Block) or not isinstance(place, _Prefix):
         return True
     return not any(place.within(part) for part in _excepts(peer.what))
 
@@ -262,6 +283,11 @@ def _steps(name: MapName, before: Rows, after: Rows) -> list[Step]:
     writes = [Step(name, key, value) for key, value in after.items() if before.get(key) != value]
     deletions = [Step(name, key, None) for key in before if key not in after]
     return sorted(writes, key=length, reverse=True) + sorted(deletions, key=length)
+
+
+def _pattern_steps(before: Tables, after: Tables) -> list[Step]:
+    changed = before.patterns != after.patterns
+    return [Step("patterns", (before.number,), after.patterns)] if changed else []
 
 
 def _flag_steps(before: Tables, after: Tables, first: bool, always: bool = False) -> list[Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -14,6 +15,7 @@ LOCAL = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n +/32 host LOCAL")
 
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+IPV4_ADDRESSES, IPV6_ADDRESSES = 0x10, 0x100  # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 
 
 def namespace_cookie() -> int:
@@ -23,6 +25,25 @@ def namespace_cookie() -> int:
             return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
         except OSError:
             return 0
+
+
+def changes() -> socket.socket:
+    """Becomes readable when an address of this network namespace comes or goes (rtnetlink(7))."""
+    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    link.bind((0, IPV4_ADDRESSES | IPV6_ADDRESSES))
+    return link
+
+
+def drain(link: socket.socket) -> None:
+    """What changed is not read: whoever asks looks at the addresses anew. Lost news are news too."""
+    while True:
+        try:
+            link.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
 
 
 def own_addresses() -> list[Address]:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import documents, schema, yaml_nodes
+from gateway import documents, patterns, schema, yaml_nodes
 from gateway.names import Pattern
 from gateway.records import Block, Egress, Expression, ExternalWorkload, Object, Ports, Rule, Selector
 
@@ -182,11 +182,18 @@ def test_an_object_that_is_wrong_outside_of_its_rules_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("field", ["regex", "fqdn"])
-def test_regex_is_told_not_skipped(field: str) -> None:
-    (found,), (problem,) = documents.read(rule(f"{field}: ['a.*']\n  domains: [a.com]"), "f.yaml")
-    assert problem.wrong == "regex is not enforced by this version: the rule grants nothing"
+def test_a_bad_expression_is_told_not_skipped(field: str) -> None:
+    (found,), (problem,) = documents.read(rule(f"{field}: ['a.*', 'b(?=c)']\n  domains: [a.com]"), "f.yaml")
+    assert problem.field == f"spec.rules[0].{field}[1]"
+    assert problem.wrong == "'b(?=c)' is no RE2 expression: invalid perl operator: (?="
     assert isinstance(found, Egress)
     assert found.rules == (Rule(),)
+
+
+def test_fqdn_is_the_same_as_regex() -> None:
+    found = only(rule(r"regex: ['a\.com']" + "\n" + r"  fqdn: ['B[0-9]+\.com']"))
+    assert isinstance(found, Egress)
+    assert found.rules == (Rule(regex=(patterns.parse(r"a\.com"), patterns.parse(r"B[0-9]+\.com"))),)
 
 
 # ---- Problems: where, and what to write instead -----------------------------------------------------------
@@ -209,6 +216,12 @@ PROBLEMS = [
     ("a misspelt protocol", rule("domains: [a]\n  ports: [{protocol: tcp}]"), None, "write TCP"),
     ("a field of the other kind", egress("nodeSelector: {}"), None, "write a ClusterEgress for it"),
     ("a strange field", egress("zzz: 1"), "spec.zzz", "choose from mode, podSelector, dns, rules"),
+    (
+        "a wildcard as an expression",
+        rule('regex: ["*.example.com"]'),
+        "spec.rules[0].regex[0]",
+        "write *.example.com under domains",
+    ),
     ("a wildcard in a label", rule('domains: ["a*.com"]'), "spec.rules[0].domains[0]", "write *.com"),
     ("an address as a name", rule("domains: [192.0.2.1]"), None, "write 192.0.2.1 under ips"),
     (
@@ -278,7 +291,7 @@ PROBLEMS = [
         "a rule without a peer",
         rule("ports: [{port: 80}]"),
         "spec.rules[0]",
-        'add domains, ips, cidrs or ipBlocks; everything is cidrs: [0.0.0.0/0, "::/0"]',
+        'add domains, regex, ips, cidrs or ipBlocks; everything is cidrs: [0.0.0.0/0, "::/0"]',
     ),
     ("an empty selector by accident", egress("podSelector:"), None, "leave it out, or write its fields"),
     (

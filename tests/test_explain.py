@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import documents, names, policy
+from gateway import documents, names, patterns, policy
 from gateway.explain import explain
 from gateway.records import Block, Egress, Ports, Rule, Selector
 from gateway.selection import Workload, machines, selecting
@@ -18,6 +18,7 @@ WEB = Workload("pod", "web-1", labels={"app": "web"})
 BUILD = Workload("pod", "compile", "builds", labels={"stage": "compile"})
 FETCH = Workload("pod", "fetch", "builds", labels={"stage": "fetch"})
 BACKUP = Workload("pod", "backup", labels={"app": "backup"})
+UPLOADER = Workload("pod", "up", labels={"app": "uploader"})
 WORKER = Workload("host", "node-1")
 MASTER = Workload("host", "node-0", node_labels={"node-role.kubernetes.io/control-plane": ""})
 COREDNS = Workload("pod", "coredns", "kube-system")
@@ -52,6 +53,19 @@ def example(name):
         ("audit.yaml", WEB, "db.shop.svc.cluster.local", "TCP", 5432, True, "rule"),
         ("audit.yaml", WEB, "example.com", "TCP", 443, True, "audit"),
         ("audit.yaml", COREDNS, "example.com", "TCP", 443, True, "untouched"),
+        ("patterns.yaml", UPLOADER, "example-logs.s3.eu-north-1.amazonaws.com", "TCP", 443, True, "rule"),
+        ("patterns.yaml", UPLOADER, "API-12.example.com.", "TCP", 443, True, "rule"),
+        ("patterns.yaml", UPLOADER, "api-12.example.com", "TCP", 80, False, "ports"),
+        ("patterns.yaml", UPLOADER, "evil.api-12.example.com", "TCP", 443, False, "no-peer"),
+        (
+            "patterns.yaml",
+            UPLOADER,
+            "example-logs.s3.eu-north-1.amazonaws.com.evil.org",
+            "TCP",
+            443,
+            False,
+            "no-peer",
+        ),
         ("nodes.yaml", WORKER, "registry.example.com", "TCP", 443, True, "rule"),
         ("nodes.yaml", WORKER, "example.com", "TCP", 443, False, "no-peer"),
         ("nodes.yaml", MASTER, "example.com", "TCP", 443, True, "untouched"),
@@ -103,6 +117,12 @@ BLOCK = Block(ip_network("10.0.0.0/8"), (ip_network("10.1.0.0/16"),))
             "a.com",
             "ports",
             "Egress default/a names a.com, but only for ICMP, TCP 443. Add TCP 80 to spec.rules[0].ports.",
+        ),
+        (
+            [egress("a", Rule(regex=(patterns.parse(r"b\.com"), patterns.parse("A.*"))))],
+            "a.com",
+            "rule",
+            "Egress default/a allows a.com on TCP 80: spec.rules[0] names /A.*/.",
         ),
         (
             [egress("a", rule("*.a.com"))],

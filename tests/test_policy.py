@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import names, policy
+from gateway import names, patterns, policy
 from gateway.policy import ALL, Peer, Policy, PortRange, describe, merge, union
 from gateway.records import Block, Egress, Ports, Rule, Selector
 
@@ -118,6 +118,7 @@ def test_merged_ranges_hold_the_same_ports_and_lie_apart(ports):
 @pytest.mark.parametrize(
     ("what", "kind", "text"),
     [
+        (patterns.parse(r"API-[0-9]+\.b\.com"), "pattern", r"/API-[0-9]+\.b\.com/"),
         (A, "name", "a.com"),
         (B, "name", "*.b.com"),
         (Block(NET), "prefix", "10.0.0.0/8"),

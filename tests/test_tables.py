@@ -1,6 +1,7 @@
 """The kernel's tables against the documents they came from, at rest and after every step of a change."""
 
 import ipaddress
+import re
 from functools import cache
 from unittest import mock
 
@@ -9,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway import documents, names, policy, services, tables
+from gateway import dfa, documents, names, policy, services, tables
+from gateway.patterns import Regex
 from gateway.policy import ALL, PortRange
 from gateway.tables import Tables
 
@@ -32,7 +34,10 @@ def naive(docs, destination, protocol, port):
 
 def naive_peer(rule, destination):
     if isinstance(destination, str):
-        return any(naive_name(pattern, destination) for pattern in rule.get("domains", []))
+        expressions = rule.get("regex", []) + rule.get("fqdn", [])
+        return any(naive_name(pattern, destination) for pattern in rule.get("domains", [])) or any(
+            re.fullmatch(expression, destination, re.I) for expression in expressions
+        )
     plain = [(cidr, []) for cidr in rule.get("ips", []) + rule.get("cidrs", [])]
     blocks = [(block["cidr"], block.get("except", [])) for block in rule.get("ipBlocks", [])]
     return any(
@@ -64,9 +69,12 @@ def naive_ports(rule, protocol, port):
 # ---- A kernel: rows in tables, the longest match wins -----------------------------------------------------
 
 
+MAPS = ("names", "patterns", "prefixes", "rules", "services", "flags")
+
+
 class Kernel:
     def __init__(self):
-        self.maps = {name: {} for name in ("names", "prefixes", "rules", "services", "flags")}
+        self.maps = {name: {} for name in MAPS}
 
     def take(self, step):
         if step.value is None:
@@ -90,12 +98,15 @@ class Kernel:
         if isinstance(destination, str):
             text = (destination[::-1].encode() + b"\0").ljust(254, b"\0")
             found = self.lpm("names", policy_bytes, text)
+            automaton = self.maps["patterns"].get((NUMBER,))
+            matching = automaton.peers(destination) if automaton else ()
         else:
             mapped = destination.packed.rjust(16, b"\0")
             if destination.version == 4:
                 mapped = bytes(10) + b"\xff\xff" + destination.packed
             found = self.lpm("prefixes", policy_bytes, mapped)
-        return [peer for peer in found[0] if peer] if found else []
+            matching = ()
+        return [peer for peer in found[0] if peer] + list(matching) if found else list(matching)
 
     def allowed(self, destinations, services):
         """Every (destination, protocol, port) that passes."""
@@ -148,6 +159,9 @@ DESTINATIONS = QUESTIONS + ADDRESSES
 SERVICES = [(6, 0), (6, 79), (6, 80), (6, 81), (6, 443), (6, 8080), (6, 65535), (17, 53), (17, 80), (132, 80)]
 SERVICES += [(1, 0), (47, 0)]
 
+EXPRESSIONS = st.sampled_from(
+    [".*", r".*\.com", r"(.*\.)?EXAMPLE\.com", "[ab].*", r"example\.(com|org)", "b[^x]+"]
+)
 PATTERNS = st.sampled_from(["*", "*.com", "*.example.com", "*.a.example.com", *QUESTIONS])
 V4 = ["0.0.0.0/0", "8.0.0.0/6", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32"]
 V6 = ["::/0", "2001::/16", "2001:db8::/32", "2001:db8:1::/48"]
@@ -172,6 +186,8 @@ RULES = st.fixed_dictionaries(
     {},
     optional={
         "domains": st.lists(PATTERNS, min_size=1, max_size=3),
+        "regex": st.lists(EXPRESSIONS, min_size=1, max_size=2),
+        "fqdn": st.lists(EXPRESSIONS, min_size=1, max_size=1),
         "cidrs": st.lists(st.sampled_from(V4 + V6), min_size=1, max_size=2),
         "ipBlocks": st.lists(ip_blocks(), min_size=1, max_size=2),
         "ips": st.lists(st.sampled_from(["10.1.2.3", "2001:db8:1::1"]), min_size=1, max_size=2),
@@ -201,17 +217,29 @@ def policy_of(docs):
     return policy.union(objects)
 
 
+@cache
+def compiled(wanted):
+    return dfa.compile(dict(wanted))
+
+
+def tables_of(wanted, previous=None):
+    """The tables of a policy with the automaton of its expressions, and whether none was left out of that."""
+    expressions = frozenset((p.what, p.id) for p, _ in wanted.grants if isinstance(p.what, Regex))
+    automaton, crowded = compiled(expressions) if expressions else (None, ())
+    return tables.compile(wanted, NUMBER, previous, automaton), not crowded
+
+
 # ---- At rest ----------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(DOCUMENTS, min_size=1, max_size=3, unique_by=lambda doc: doc["metadata"]["name"]))
 def test_tables_allow_exactly_what_the_documents_say(docs):
-    wanted = tables.compile(policy_of(docs), NUMBER)
+    wanted, whole = tables_of(policy_of(docs))
     said = {(d, *s) for d in DESTINATIONS for s in SERVICES if naive(docs, d, *s)}
     done = loaded(wanted).allowed(DESTINATIONS, SERVICES)
     assert done <= said, "fail closed, whatever the limits"
-    assert done == said or wanted.problems
+    assert done == said or wanted.problems or not whole
 
 
 @given(
@@ -336,6 +364,7 @@ def check_change(kernel, old, new, lossless=True):
         if lossless:
             assert now >= before & after, f"{step} refuses what both policies allow"
             assert answered >= asked & to_ask, f"{step} leaves unanswered what both policies answer"
+    assert kernel.maps["patterns"].get((NUMBER,)) == (new and new.patterns)
     for name in ("names", "prefixes", "rules", "services"):
         assert kernel.maps[name] == (getattr(new, name) if new else {}), "the last step ends where it should"
     assert kernel.maps["flags"] == target.maps["flags"] or new is None
@@ -362,7 +391,8 @@ class History(RuleBasedStateMachine):
     def restart(self):
         maps = {name: dict(rows) for name, rows in self.kernel.maps.items()}
         flags = maps.pop("flags")[(NUMBER,)]
-        recovered = tables.recover(NUMBER, flags, **maps)
+        automaton = maps.pop("patterns").get((NUMBER,))
+        recovered = tables.recover(NUMBER, flags, **maps, patterns=automaton)
         assert dict(recovered.bits) == dict(self.tables.bits)
         assert recovered.rules == self.tables.rules
         self.tables = recovered
@@ -370,14 +400,14 @@ class History(RuleBasedStateMachine):
     @invariant()
     def follow(self):
         wanted = policy_of(list(self.docs.values())) if self.docs else None
-        new = wanted and tables.compile(wanted, NUMBER, self.tables)
+        new, whole = tables_of(wanted, self.tables) if wanted else (None, True)
         if self.tables and new:
             for ports in set(self.tables.bits) & set(new.bits):
                 assert self.tables.bits[ports] == new.bits[ports], "a port set keeps its bit"
             came, gone = set(new.bits) - set(self.tables.bits), set(self.tables.bits) - set(new.bits)
             assert not {new.bits[p] for p in came} & {self.tables.bits[p] for p in gone}
         check_change(self.kernel, self.tables, new)
-        if new and not new.problems:
+        if new and whole and not new.problems:
             docs = list(self.docs.values())
             said = {(d, *s) for d in DESTINATIONS for s in SERVICES if naive(docs, d, *s)}
             assert self.kernel.allowed(DESTINATIONS, SERVICES) == said
@@ -396,7 +426,7 @@ def test_with_too_few_bits_a_change_still_never_allows_too_much(docs, bits):
     with mock.patch.object(services, "BITS", bits):
         kernel, old = Kernel(), None
         for doc in docs:
-            new = tables.compile(policy_of([doc]), NUMBER, old)
+            new, _ = tables_of(policy_of([doc]), old)
             check_change(kernel, old, new, lossless=False)
             old = new
 
@@ -426,6 +456,34 @@ def test_a_bit_is_reused_only_where_no_other_is_left():
         third.bits[frozenset({PortRange("TCP", 65, 65)})] == first.bits[frozenset({PortRange("TCP", 1, 1)})]
     )
     assert third.bits[frozenset({PortRange("TCP", 66, 66)})] == 63
+
+
+def test_an_automaton_is_swapped_in_one_step_and_an_equal_one_is_left():
+    def of(*rules):
+        return tables_of(policy_of([document("a", [*rules])]))[0]
+
+    one, same = of({"regex": ["a.*", "b"]}), of({"fqdn": ["b"]}, {"regex": ["a.*"]})
+    other, none = of({"regex": ["a.*"]}), of({"domains": ["b"]})
+    assert tables.difference(one, same).steps == ()
+    swapped = [step for step in tables.difference(one, other).steps if step.map == "patterns"]
+    assert swapped == [("patterns", (NUMBER,), other.patterns)]
+    gone = [step for step in tables.difference(one, none).steps if step.map == "patterns"]
+    assert gone == [("patterns", (NUMBER,), None)]
+
+
+@pytest.mark.parametrize("ports", [[{"port": 80}], [{"port": 80}, {"port": 443}]])
+def test_a_name_passes_while_another_expression_takes_over_from_its_own(ports):
+    old, _ = tables_of(policy_of([document("a", [{"regex": ["com"], "ports": [{"port": 80}]}])]))
+    new, _ = tables_of(policy_of([document("a", [{"regex": ["c[o]m"], "ports": ports}])]), old)
+    check_change(loaded(old), old, new)
+    check_change(loaded(new), new, old)
+
+
+def test_an_expression_without_an_automaton_grants_nothing():
+    wanted = policy_of([document("a", [{"regex": ["example.*"], "domains": ["com"]}])])
+    kernel = loaded(tables.compile(wanted, NUMBER))
+    assert len(kernel.maps["rules"]) == 1
+    assert {at[0] for at in kernel.allowed(QUESTIONS, [(6, 80)])} == {"com"}
 
 
 def test_nothing_to_change_is_no_step():

@@ -311,7 +311,7 @@ def fill(d: Datapath) -> None:
         "questions": [((socket_, 88, tuple_, 4), (now(), WORKLOAD, socket_, NUMBER))],
         "question_ring": [((WORKLOAD, 4), ((socket_, 88, tuple_, 4),))],
         "flow_ring": [((WORKLOAD, 5), ((socket_, tuple_),))],
-        "inbounds": [((WORKLOAD, tuple_), (now(), 1))],
+        "inbounds": [((WORKLOAD, tuple_), (now(),))],
         "inbound_ring": [((WORKLOAD, 6), ((WORKLOAD, tuple_),))],
     }  # fmt: skip
     for name, lines in rows.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.network.arena import Arena, Spy
 from tests.topology import TOOLS, Lab, end
 
 HERE = Path(__file__).parent
@@ -75,6 +76,22 @@ def lab() -> Iterator[Lab]:
         records += [(f"n{i}.many.test", f"{MANY_NETWORK}.{i >> 8}.{i & 255}", 60) for i in range(MANY)]
         built.dns.add(records)
         yield built
+
+
+@pytest.fixture(scope="session")
+def arena(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """Versions with and without a defence, and workloads of them."""
+    made = Arena(lab, tmp_path_factory.mktemp("versions"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def spy(lab: Lab) -> Iterator[Spy]:
+    """What leaves the pod."""
+    made = Spy(lab)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

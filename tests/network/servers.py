@@ -26,13 +26,16 @@ TRUNCATED = 1
 
 
 class Site(BaseHTTPRequestHandler):
-    """Tells by which address it was reached."""
+    """Tells by which address it was reached, as often as it is asked on one connection."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         here = self.connection.getsockname()[0].removeprefix("::ffff:")
         if self.path == "/endless":
+            self.send_header("Connection", "close")
             self.end_headers()
             self.pour(f"{here}\n".encode())
             return

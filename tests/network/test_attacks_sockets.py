@@ -1,48 +1,43 @@
-"""Attacks by sockets, named after what the attacker does: no packet reaches an address that no rule allows.
+"""Attacks by what a socket was before, and by what seems to come from outside: with the defence switched off
+each of them gets through, with it none does.
 
-Where the attacker needs NET_RAW, which `skouter run` takes away, its workload is made by hand (raw_workload).
+Run as an unprivileged user; NET_RAW where the attack needs it. Ways of sending are in test_attacks_packets.py.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 
-from gateway import allow, policy, resolvers
-from gateway import place as places
-from gateway.engine import Engine, Options
-from tests.network.conftest import REFUSED4, REFUSED6, ZONE
+from tests.network.conftest import REFUSED4, ZONE
 from tests.network.workload import python
 from tests.topology import ODD, end
 
 SITE4, SITE6 = ZONE["example.com"]
 POD = "10.1.0.2"
+BROADCAST = "10.1.0.255"
 TARGET = "198.51.100.66"  # where the attacker wants to get
-ALLOW = ("--allow", "*.example.com", "--allow", "example.com")
-DNS = ("--resolver", ODD)
+FRIEND = "203.0.113.5"  # an address of nobody's, for which a friend in the world answers by hand
+RAW = ("net_raw",)
+TUPLE = "what is remembered is one whole tuple"
+OUTSIDE = "loopback is not outside"
+EITHER = pytest.mark.parametrize("defended", [False, True], ids=["the defence switched off", "defended"])
+NAMES = ("*.example.com", "example.com")
 
 
-@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
-def test_ATTACK_an_allowed_socket_is_connected_elsewhere(run, kind):
-    """connect(AF_UNSPEC), then connect() again: what was allowed for one peer holds for no other."""
-    code = f"""
-        sock = socket.socket(socket.AF_INET, socket.{kind})
-        sock.settimeout(2)
-        port = 80 if sock.type == socket.SOCK_STREAM else 7
-        sock.connect((resolve("example.com"), port))
-        sock.send(b"GET / HTTP/1.0\\r\\n\\r\\n")
-        sock.recv(1)
-        disconnect(sock)
-        tell(outcome(lambda: (sock.connect(({REFUSED4!r}, port)), sock.send(b"x"))))
-    """
-    assert run(*ALLOW, "--", *python(code)).told == "EPERM"
+def lines(process, count=1):
+    told = [json.loads(process.stdout.readline()) for _ in range(count)]
+    return told[0] if count == 1 else told
 
 
+# ---- What a socket was before -----------------------------------------------------------------------------
+
+
+@EITHER
 @pytest.mark.parametrize("which", ["accepted", "listening"])
-def test_ATTACK_a_socket_that_was_called_from_outside_calls_elsewhere(lab, running, which):
+def test_ATTACK_a_socket_that_was_called_from_outside_calls_elsewhere(lab, arena, which, defended):
     code = f"""
         listening = socket.create_server(("", 8001))
         tell("ready")
@@ -53,25 +48,15 @@ def test_ATTACK_a_socket_that_was_called_from_outside_calls_elsewhere(lab, runni
         {which}.settimeout(2)
         tell(outcome(lambda: {which}.connect(({REFUSED4!r}, 80))))
     """
-    with running("--", *python(code)) as process:
-        assert process.stdout.readline() == '"ready"\n'
+    workload = arena.workload(SITE4, SITE6, without="" if defended else TUPLE)
+    with workload.started(code) as process:
+        assert lines(process) == "ready"
         lab.world.checked(*python(f"socket.create_connection(({POD!r}, 8001), 5).send(b'x')"))
-        assert process.stdout.readline() == '"EPERM"\n'
+        assert lines(process) == ("EPERM" if defended else None)
 
 
-def test_ATTACK_one_datagram_socket_with_many_peers(run):
-    code = f"""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.settimeout(2)
-        allowed = resolve("example.com")
-        for to in (allowed, {REFUSED4!r}) * 3:
-            tell(outcome(lambda: (sock.sendto(b"x", (to, 7)), sock.recv(10).decode())[1]))
-    """
-    got = run(*ALLOW, "--", *python(code))
-    assert got.out.split() == ['"x"', '"EPERM"'] * 3
-
-
-def test_ATTACK_a_datagram_socket_that_a_stranger_wrote_to_writes_to_others(lab, running):
+@EITHER
+def test_ATTACK_a_datagram_socket_that_a_stranger_wrote_to_writes_to_others(lab, arena, defended):
     """What came in may be answered: that host at that port, and no other."""
     code = f"""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -82,31 +67,16 @@ def test_ATTACK_a_datagram_socket_that_a_stranger_wrote_to_writes_to_others(lab,
         peers = stranger, (stranger[0], 7), ({REFUSED4!r}, stranger[1])
         tell([outcome(lambda: sock.sendto(b"x", to)) for to in peers])
     """
-    with running("--", *python(code)) as process:
-        assert process.stdout.readline() == '"ready"\n'
+    workload = arena.workload(SITE4, SITE6, without="" if defended else TUPLE)
+    with workload.started(code) as process:
+        assert lines(process) == "ready"
         lab.world.checked(
             *python(f"socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ({POD!r}, 8002))")
         )
-        assert json.loads(process.stdout.readline()) == [1, "EPERM", "EPERM"]
+        assert lines(process) == ([1, "EPERM", "EPERM"] if defended else [1, 1, 1])
 
 
-@pytest.mark.parametrize(
-    ("family", "address"), [("AF_INET", REFUSED4), ("AF_INET6", REFUSED6), ("AF_INET6", f"::ffff:{REFUSED4}")]
-)
-def test_ATTACK_data_on_the_first_packet(run, family, address):
-    """TCP fast open by sendto(2) goes past the connect hooks, but not past the packet's."""
-    code = f"""
-        sock = socket.socket(socket.{family}, socket.SOCK_STREAM)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
-        sock.settimeout(1)
-        tell(outcome(lambda: sock.sendto(b"GET /", socket.MSG_FASTOPEN, ({address!r}, 80)) and sock.recv(1)))
-    """
-    got = run(*ALLOW, "--", *python(code))
-    assert got.told in ("EPERM", "timeout")
-    assert set(got.refusals().values()) == {"NOT_ALLOWED"}
-
-
-def test_ATTACK_multipath_TCP(run):
+def test_ATTACK_multipath_TCP_is_refused_at_once(run):
     code = f"""
         IPPROTO_MPTCP = 262
         def mptcp(address):
@@ -116,7 +86,7 @@ def test_ATTACK_multipath_TCP(run):
                 return "connected"
         tell([outcome(lambda: mptcp(resolve("example.com"))), timed(lambda: mptcp({REFUSED4!r}))])
     """
-    got = run(*ALLOW, "--", *python(code))
+    got = run("--allow", "example.com", "--", *python(code))
     if got.told[0] == "EPROTONOSUPPORT":
         pytest.skip("no MPTCP in this kernel")
     assert got.told[0] == "connected"
@@ -124,44 +94,169 @@ def test_ATTACK_multipath_TCP(run):
     assert got.told[1][1] < 0.1
 
 
-def test_ATTACK_UDP_lite(run):
+@EITHER
+@pytest.mark.parametrize("how", ["connect", "sendmsg"])
+def test_ATTACK_the_kernel_is_asked_by_io_uring(arena, programs, how, defended):
+    """Another thread of the kernel does it; the socket's cgroup is the same."""
+    program = programs("uring")
+    program.parent.chmod(0o755)
+    for folder in program.parents:
+        if str(folder).startswith("/tmp/pytest"):
+            folder.chmod(0o755)
+    workload = arena.workload(SITE4, SITE6, audit=not defended)
     code = f"""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)
-        tell(outcome(lambda: sock.sendto(b"x", ({REFUSED4!r}, 7))))
+        import subprocess
+        tell(subprocess.run([{str(program)!r}, {how!r}, {REFUSED4!r}], capture_output=True, text=True).stdout)
     """
-    assert run(*ALLOW, "--", *python(code)).told in ("EPERM", "EPROTONOSUPPORT")
+    (told,) = workload.attack(code)
+    if told == "ENOSYS\n":
+        pytest.skip("no io_uring in this kernel")
+    assert told == ("EPERM\n" if defended else "done\n")
 
 
-# ---- With NET_RAW ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def raw_workload(lab, code, *allowed, resolver=ODD):
-    """A program with all capabilities in a workload's cgroup, in the pod, which allows `allowed`."""
-    engine = Engine(places.find(lab.instance))
-    wanted = policy.union([allow.egress(list(allowed), audit=False)])
-    options = Options(resolvers=(resolvers.parse(resolver),), trace=True)
-    about = {"kind": "command", "command": ["a test"], "pid": 0}
-    admitted = engine.admit(f"raw-{id(code):x}", wanted, options, about)
-    process = lab.pod.start(
-        "sh",
-        "-c",
-        'echo $$ >$0/cgroup.procs; exec "$@"',
-        admitted.cgroup,
-        *python(code),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+def test_ATTACK_a_socket_is_handed_to_a_process_outside(lab, arena):
+    """It stays what it was born as; so does one that comes from outside, which is a limit that is stated."""
+    workload = arena.workload(SITE4, SITE6)
+    where = f"\0{lab.instance}"
+    hand = f"""
+        pair = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        pair.connect({where!r})
+        socket.send_fds(pair, [b"x"], [sock.fileno()])
+    """
+    take = f"""
+        pair = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        pair.bind({where!r})
+        tell("ready")
+        _, (fd,), _, _ = socket.recv_fds(pair, 1, 1)
+        given = socket.socket(fileno=fd)
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tell([outcome(lambda: s.sendto(b"x", ({REFUSED4!r}, 7))) for s in (given, own)])
+    """
+    outside = lab.pod.start(*python(take), stdout=subprocess.PIPE)
     try:
-        yield process, lambda: engine.counters(admitted.number)
+        assert lines(outside) == "ready"
+        workload.attack(hand)
+        assert lines(outside) == ["EPERM", 1]
     finally:
-        end(process)
-        engine.dismiss(admitted)
-        engine.close()
+        end(outside)
 
 
-def test_ATTACK_forged_answers_over_loopback_from_a_raw_socket(lab):
-    """IP_HDRINCL writes any source, 127.0.0.53 too: answers are learned at the resolver's own socket only."""
+# ---- What seems to come from outside ----------------------------------------------------------------------
+
+LISTEN = f"""
+    server = socket.create_server(({POD!r}, 0))
+    server.settimeout(2)
+    syn = segment({FRIEND!r}, 4444, {POD!r}, server.getsockname()[1], 7, 0, SYN)
+    outcome(lambda: send_raw({POD!r}, syn))
+    def serve():
+        connection, _ = server.accept()
+        return connection.send(sys.argv[1].encode())
+    tell(outcome(serve))
+"""
+COMPLETE = f"""
+    frames = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+    frames.bind(("eth0", ETH_P_ALL))
+    tell("ready")
+    while True:
+        p = frames.recv(4096)
+        if p[9] == 6 and p[16:20] == socket.inet_aton({FRIEND!r}) and p[33] == SYN | ACK:
+            break
+    port, number = int.from_bytes(p[20:22], "big"), int.from_bytes(p[24:28], "big")
+    send_raw({POD!r}, segment({FRIEND!r}, 4444, {POD!r}, port, 8, number + 1, ACK))
+"""
+
+
+@EITHER
+def test_ATTACK_a_call_from_outside_is_forged_over_loopback_and_a_friend_completes_it(
+    lab, arena, spy, defended
+):
+    workload = arena.workload(SITE4, SITE6, without="" if defended else OUTSIDE)
+    before = workload.counters()
+    secret = f"{defended} secret"  # the undefended one is sent again and again
+    friend = lab.world.start(*python(COMPLETE), stdout=subprocess.PIPE)
+    try:
+        assert lines(friend) == "ready"
+        spy.seen()
+        told = workload.attack(LISTEN, secret, capabilities=RAW)
+        got_out = any(secret.encode() in packet for packet in spy.seen())
+    finally:
+        end(friend)
+    assert (told, got_out) == ((["timeout"], False) if defended else ([len(secret)], True))
+    if defended:
+        assert (workload.counters() - before)["SPOOFED"] == 1
+
+
+# The datagram makes its source a stranger who wrote first and may be answered.
+STRANGER = {
+    "over loopback": f"forge({REFUSED4!r}, 7, {POD!r}, port, b'x')",
+    "by a frame on loopback": f"frame('lo', udp_packet({REFUSED4!r}, 7, {POD!r}, port, b'x'))",
+}
+
+
+@EITHER
+@pytest.mark.parametrize("way", STRANGER)
+def test_ATTACK_a_datagram_from_outside_is_forged(arena, way, defended):
+    code = f"""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(({POD!r}, 0))
+        sock.settimeout(1)
+        port = sock.getsockname()[1]
+        outcome(lambda: {STRANGER[way]})
+        tell([outcome(lambda: sock.recv(9).decode()), outcome(lambda: sock.sendto(b"x", ({REFUSED4!r}, 7)))])
+    """
+    workload = arena.workload("10.1.0.0/24", without="" if defended else OUTSIDE)
+    before = workload.counters()
+    (told,) = workload.attack(code, capabilities=RAW)
+    assert told == (["timeout", "EPERM"] if defended else ["x", 1])
+    if defended:
+        assert (workload.counters() - before)["SPOOFED"] == 1, (before, workload.counters())
+
+
+# ---- What seems to be an answer ---------------------------------------------------------------------------
+
+ASKED = f"""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sock.settimeout(2)
+    port = sock.getsockname()[1]
+    question = DNSRecord.question("silent.example.com")
+    sock.sendto(question.pack(), ({ODD!r}, 53))
+    forged = answer("silent.example.com", question.header.id, {TARGET!r})
+"""
+ANSWERS = {
+    "over loopback": f"forge({ODD!r}, 53, {POD!r}, port, forged)",
+    "by a frame on loopback": f"frame('lo', udp_packet({ODD!r}, 53, {POD!r}, port, forged))",
+    "by its own broadcast": f"forge({ODD!r}, 53, {BROADCAST!r}, port, forged, broadcast=True)",
+}
+
+
+@EITHER
+@pytest.mark.parametrize("way", ANSWERS)
+def test_ATTACK_the_answer_of_a_resolver_elsewhere_is_forged(arena, way, defended):
+    workload = arena.workload(*NAMES, "10.1.0.0/24", resolvers=[ODD], without="" if defended else OUTSIDE)
+    code = f"""{ASKED}
+    outcome(lambda: {ANSWERS[way]})
+    tell([outcome(lambda: answers(sock.recv(4096))), connect({TARGET!r})])
+    """
+    (told,) = workload.attack(code, capabilities=RAW)
+    if defended:
+        assert told == [[TARGET] if "broadcast" in way else "timeout", "EPERM"]
+    else:
+        assert told == [[TARGET], "connected"]
+
+
+LOCAL = {
+    "from a raw socket": """forge("127.0.0.53", 53, *sock.getsockname(), forged)""",
+    "by its own server": """server.sendto(forged, sock.getsockname())""",
+}
+
+
+@EITHER
+@pytest.mark.parametrize("way", LOCAL)
+def test_ATTACK_the_answer_of_a_resolver_on_this_host_is_forged(arena, way, defended):
+    """Answers are learned at the resolver's own socket only, which is no workload's."""
     code = f"""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
@@ -171,71 +266,10 @@ def test_ATTACK_forged_answers_over_loopback_from_a_raw_socket(lab):
         question = DNSRecord.question("own.example.com")
         sock.sendto(question.pack(), ("127.0.0.53", 53))
         forged = answer("own.example.com", question.header.id, {TARGET!r})
-        forge("127.0.0.53", 53, *sock.getsockname(), forged)
+        {LOCAL[way]}
         tell([answers(sock.recv(4096)), connect({TARGET!r})])
     """
-    with raw_workload(lab, code, "*.example.com", resolver="127.0.0.53") as (process, _):
-        assert json.loads(process.stdout.readline()) == [[TARGET], "EPERM"]
-
-
-def test_ATTACK_forged_answers_over_loopback_of_a_resolver_elsewhere(lab):
-    code = f"""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(({POD!r}, 0))
-        sock.settimeout(2)
-        question = DNSRecord.question("silent.example.com")
-        sock.sendto(question.pack(), ({ODD!r}, 53))
-        forged = answer("silent.example.com", question.header.id, {TARGET!r})
-        tell([outcome(lambda: forge({ODD!r}, 53, *sock.getsockname(), forged)), connect({TARGET!r})])
-    """
-    with raw_workload(lab, code, "*.example.com") as (process, counters):
-        told = json.loads(process.stdout.readline())
-        assert told == ["EPERM", "EPERM"]
-        assert counters()["SPOOFED"] == 1
-
-
-def test_ATTACK_a_datagram_from_outside_is_forged_over_loopback(lab):
-    """It would make its source a stranger who wrote first and may be answered."""
-    code = f"""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(({POD!r}, 0))
-        outcome(lambda: forge({REFUSED4!r}, 7, {POD!r}, sock.getsockname()[1], b"x"))
-        tell(outcome(lambda: sock.sendto(b"x", ({REFUSED4!r}, 7))))
-    """
-    with raw_workload(lab, code) as (process, counters):
-        assert process.stdout.readline() == '"EPERM"\n'
-        assert counters()["SPOOFED"] == 1
-
-
-def test_ATTACK_a_raw_datagram_with_a_foreign_source(lab):
-    code = f"""
-        sources = {POD!r}, {SITE4!r}, "127.0.0.1"
-        tell([outcome(lambda: forge(source, 9999, {REFUSED4!r}, 7, b"x")) for source in sources])
-    """
-    with raw_workload(lab, code, "example.com") as (process, _):
-        assert json.loads(process.stdout.readline()) == ["EPERM"] * 3
-
-
-def test_ATTACK_data_in_an_ICMP_error_and_in_a_ping(lab):
-    code = f"""
-        def icmp(kind, to):
-            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
-                sock.sendto(bytes([kind, 0, 0, 0]) + bytes(4) + b"secret" * 6, (to, 0))
-        tell([outcome(lambda: icmp(kind, to)) for kind in (3, 8, 0, 13) for to in ({SITE4!r}, {REFUSED4!r})])
-    """
-    with raw_workload(lab, code, f"{SITE4}:80") as (process, counters):
-        assert json.loads(process.stdout.readline()) == ["EPERM"] * 8
-        assert counters()["ICMP_ERROR"] == 2
-
-
-def test_ATTACK_a_marked_socket(lab):
-    """SO_MARK needs NET_RAW or NET_ADMIN, and frees nobody."""
-    code = f"""
-        def marked(mark):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-                return sock.sendto(b"x", ({REFUSED4!r}, 7))
-        tell([outcome(lambda: marked(1 << bit)) for bit in range(31)])
-    """
-    with raw_workload(lab, code) as (process, _):
-        assert json.loads(process.stdout.readline()) == ["EPERM"] * 31
+    without = "" if defended else OUTSIDE
+    workload = arena.workload(*NAMES, resolvers=["127.0.0.53"], without=without)
+    (told,) = workload.attack(code, capabilities=("net_raw", "net_bind_service"))
+    assert told == [[TARGET], "connected" if not defended else "EPERM"]

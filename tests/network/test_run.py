@@ -184,7 +184,7 @@ def test_a_child_that_outlives_the_command_is_told_of_and_still_held(lab, run, s
     go.touch()
     wait_for(told.exists, "what the child found")
     assert json.loads(told.read_text()) == ["EPERM", "connected"]
-    wait_for(lambda: not cgroups.is_populated(Path(left["cgroup"])), "the child's end")
+    wait_for(lambda: not cgroups.is_populated(Path(left["cgroups"][0])), "the child's end")
     run("--", "true")
     assert status()["workloads"] == []
 

@@ -20,6 +20,8 @@ from typing import Any
 from dnslib import QTYPE, RR, A, DNSRecord
 
 RESOLVER = "192.0.2.53"
+ETH_P_ALL, PACKET_OUTGOING = 3, 4  # packet(7)
+SYN, ACK = 2, 16  # RFC 9293 3.1
 
 
 def python(code: str) -> list[str]:
@@ -106,13 +108,49 @@ def answer(name: str, number: int, address: str, ttl: int = 60) -> bytes:
     return bytes(reply.pack())
 
 
-def forge(source: str, source_port: int, to: str, port: int, data: bytes) -> None:
-    """A datagram with any IPv4 source (raw(7), IP_HDRINCL): needs NET_RAW. A checksum of 0 is none."""
-    datagram = struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
+def packet(source: str, to: str, protocol: int, payload: bytes) -> bytes:
+    """IPv4 without a checksum, which the kernel fills in for a raw socket; frame() needs one."""
     addresses = socket.inet_aton(source) + socket.inet_aton(to)
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0) + addresses
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + addresses
+    return head[:10] + checksum(head) + head[12:] + payload
+
+
+def checksum(data: bytes) -> bytes:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total >> 16) + (total & 0xFFFF)
+    return struct.pack("!H", ~total & 0xFFFF)
+
+
+def udp_packet(source: str, source_port: int, to: str, port: int, data: bytes) -> bytes:
+    """A UDP checksum of 0 is none."""
+    return packet(source, to, 17, struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data)
+
+
+def segment(source: str, source_port: int, to: str, port: int, number: int, ack: int, flags: int) -> bytes:
+    """A TCP segment without data."""
+    head = struct.pack("!HHIIBBHHH", source_port, port, number, ack, 0x50, flags, 65535, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(to) + struct.pack("!HH", 6, len(head))
+    return packet(source, to, 6, head[:16] + checksum(pseudo + head) + head[18:])
+
+
+def send_raw(to: str, whole: bytes, broadcast: bool = False) -> None:
+    """With any IPv4 source (raw(7), IP_HDRINCL): needs NET_RAW."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        sock.sendto(header + datagram, (to, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
+        sock.sendto(whole, (to, 0))
+
+
+def frame(device: str, whole: bytes) -> None:
+    """Past the sockets' hooks, onto the device (packet(7)): needs NET_RAW."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x800)) as sock:
+        sock.sendto(whole, (device, 0x800, 0, 0, bytes(6)))  # loopback has no other address
+
+
+def forge(source: str, source_port: int, to: str, port: int, data: bytes, broadcast: bool = False) -> None:
+    """A datagram with any IPv4 source."""
+    send_raw(to, udp_packet(source, source_port, to, port, data), broadcast)
 
 
 def answers(message: bytes) -> list[str]:

@@ -1,0 +1,251 @@
+"""What the kernel's tables say under each policy number: written, changed in place, read back, taken away.
+
+Rules this file obeys:
+
+- Rows are written in the order that tables.py proves; the generation grows after the last of them, so that
+  flows are judged again by the whole of the new policy.
+- A change leaves grants alone: what DNS taught to a name holds for as long as a peer of that name is there.
+- The tables are the state. What an earlier process left is read back from them, never from a file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bpf import datapath, kernel
+from bpf.contract import contract
+from bpf.datapath import Datapath
+from bpf.events import Address, pack_address
+from gateway import automata, names, tables
+from gateway.dfa import PEERS, Automaton, State
+from gateway.policy import Policy
+from gateway.resolvers import Resolver
+from gateway.states import EngineError
+from gateway.tables import Flags, Tables
+
+FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
+OWNED = ("names", "suffixes", "prefixes", "rules", "services", "single_services", "resolvers", "own")
+LEARNED = ("grants", "grant_ring", "holdings")
+SYMBOLS = 40  # struct state: one more than there are, so that rows are whole words
+FLAG_NAMES = {"audit": "AUDIT", "only_allowed_names": "ONLY_ALLOWED_NAMES"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one workload is held, beside its policy; times in seconds."""
+
+    resolvers: tuple[Resolver, ...] = ()
+    searches: tuple[str, ...] = ()  # search suffixes: names in normal form
+    own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
+    netns: int = 0  # and its cookie; 0: not asked
+    host: bool = False  # the workload is the host: what keeps it on its network passes
+    trace: bool = False
+    floor: int = FLOOR
+    grace: int = GRACE
+
+
+Row = tuple[str, tuple[Any, ...]]  # table and key
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What stands under one number: the policy's rows, and those that `Options` ask for."""
+
+    tables: Tables
+    rows: Mapping[Row, object]
+    problems: tuple[str, ...] = ()
+
+
+class Numbers:
+    """All policy numbers of one kernel half."""
+
+    def __init__(self, loaded: Datapath) -> None:
+        self.datapath = loaded
+        self._arrays: dict[Automaton, int] = {}  # descriptors: equal automata are one array in the kernel
+        self._used: dict[int, Automaton] = {}
+
+    def close(self) -> None:
+        for fd in self._arrays.values():
+            os.close(fd)
+        self._arrays, self._used = {}, {}
+
+    def free(self, used: Collection[int]) -> int:
+        limit = contract().constant("POLICIES")
+        for number in range(1, limit):
+            if number not in used:
+                return number
+        raise EngineError(f"all {limit - 1} policy numbers of this host are in use: end some workloads first")
+
+    def write(self, number: int, policy: Policy, options: Options, before: Written | None = None) -> Written:
+        """Puts `policy` under a number, in place of what it said `before` (None: it was purged)."""
+        held, old = (before.tables, before.rows) if before else (None, {})
+        automaton, left_out = automata.automaton_of(policy)
+        wanted = tables.compile(policy, number, held, automaton)
+        rows = self._add_rows(number, options, old)
+        for map_name, key, value in tables.difference(held, wanted).steps:
+            if isinstance(value, Flags):
+                self._set_policy(number, value, wanted.patterns is not None, options, grown=0)
+            elif map_name == "patterns":
+                assert value is None or isinstance(value, Automaton)
+                self._set_automaton(number, value)
+            else:
+                datapath.write(self.datapath.tables, map_name, key, value)
+        self._remove_rows(old, rows)
+        self._set_policy(number, wanted.flags, wanted.patterns is not None, options, grown=1)
+        return Written(wanted, rows, (*wanted.problems, *left_out))
+
+    def readdress(self, number: int, options: Options, before: Written) -> Written:
+        """Changes the rows that `options` ask for, and nothing of the policy."""
+        rows = self._add_rows(number, options, before.rows)
+        self._remove_rows(before.rows, rows)
+        return replace(before, rows=rows)
+
+    def read_back(self, number: int) -> Written:
+        """What an earlier process wrote under a number."""
+        found: dict[str, dict[Any, Any]] = {name: {} for name in OWNED}
+        for name in OWNED:
+            for key, value in self.datapath[name].items():
+                if _policy_of(key) == number:
+                    found[name][contract().plain(key)] = contract().plain(value)
+        rows = {
+            (name, key): found[name][key] for name in ("resolvers", "own", "suffixes") for key in found[name]
+        }
+        flags = int(self.datapath["policies"][number].flags)
+        held = tables.recover(
+            number,
+            Flags(**{field: bool(flags & contract().constant(name)) for field, name in FLAG_NAMES.items()}),
+            found["names"],
+            found["prefixes"],
+            found["rules"],
+            found["services"],
+            self._read_automaton(number),
+        )
+        return Written(held, rows)
+
+    def purge(self, number: int) -> None:
+        """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
+        before = self.datapath["policies"][number]
+        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
+        self._set_automaton(number, None)
+        for name in (*OWNED, *LEARNED):
+            table = self.datapath[name]
+            for raw in list(table.raw_keys()):
+                if _policy_of(contract().unpack(table.layout.key, raw)) == number:
+                    table.remove_raw(raw)
+        for index in range(len_reasons()):
+            self.datapath["counters"].zero_cpus(number * len_reasons() + index)
+
+    def counters(self, number: int) -> dict[str, int]:
+        """Packets by reason, of one policy since its number was given out."""
+        reasons = contract().enumerators("reason")
+        found = {
+            name: self.datapath["counters"].sum_cpus(number * len_reasons() + value)
+            for value, name in reasons.items()
+            if value < len_reasons()
+        }
+        return {name: count for name, count in found.items() if count}
+
+    def _add_rows(self, number: int, options: Options, before: Mapping[Row, object]) -> Mapping[Row, object]:
+        rows = _option_rows(number, options)
+        for (name, key), value in rows.items():
+            if before.get((name, key)) != value:
+                self.datapath[name][key] = value
+        return rows
+
+    def _remove_rows(self, before: Mapping[Row, object], rows: Mapping[Row, object]) -> None:
+        for name, key in before.keys() - rows.keys():
+            self.datapath[name].discard(key)
+
+    def _set_policy(
+        self, number: int, flags: Flags, has_patterns: bool, options: Options, grown: int
+    ) -> None:
+        constant = contract().constant
+        bits = sum(constant(name) for field, name in FLAG_NAMES.items() if getattr(flags, field))
+        bits |= constant("PATTERNS") if has_patterns else 0
+        bits |= constant("TRACE") if options.trace else 0
+        bits |= constant("HOST") if options.host else 0
+        bits |= constant("OWN_SOURCES") if options.own else 0
+        bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
+        before = self.datapath["policies"][number]
+        self.datapath["policies"][number] = (
+            (int(before.generation) + grown) & 0xFFFFFFFF,
+            bits,
+            options.floor,
+            options.grace,
+            options.netns,
+        )
+
+    # ---- Automata
+
+    def _set_automaton(self, number: int, automaton: Automaton | None) -> None:
+        if automaton is None:
+            self.datapath["patterns"].discard(number)
+            self._used.pop(number, None)
+        else:
+            self.datapath["patterns"][number] = self._array(automaton)
+            self._used[number] = automaton
+        for unused in self._arrays.keys() - self._used.values():
+            os.close(self._arrays.pop(unused))
+
+    def _array(self, automaton: Automaton) -> int:
+        if automaton not in self._arrays:
+            layout = self.datapath["patterns"].layout
+            fd = kernel.create_array(layout.inner_size, len(automaton.states))
+            for index, state in enumerate(automaton.states):
+                row = ([*state.next, 0][:SYMBOLS], [*state.peers, 0, 0, 0, 0][:PEERS])
+                kernel.update(fd, _u32(index), contract().pack(layout.value, row))
+            self._arrays[automaton] = fd
+        return self._arrays[automaton]
+
+    def _read_automaton(self, number: int) -> Automaton | None:
+        table = self.datapath["patterns"]
+        identity = table.get(number)
+        if identity is None:
+            return None
+        fd = kernel.map_by_id(identity)
+        try:
+            states = []
+            for index in range(int(kernel.map_info(fd).max_entries)):
+                raw = kernel.lookup(fd, _u32(index), table.layout.inner_size)
+                state = contract().unpack(table.layout.value, raw or bytes(table.layout.inner_size))
+                states.append(State(tuple(state.next)[: SYMBOLS - 1], tuple(p for p in state.peers if p)))
+            automaton = Automaton(tuple(states))
+            self._arrays.setdefault(automaton, os.dup(fd))
+            self._used[number] = automaton
+            return automaton
+        finally:
+            os.close(fd)
+
+
+def _option_rows(number: int, options: Options) -> dict[Row, object]:
+    rows: dict[Row, object] = {("own", (pack_address(mine), number)): 1 for mine in options.own}
+    for resolver in options.resolvers:
+        rows["resolvers", resolver_key(resolver, number)] = 1
+    for search in options.searches:
+        around = {len(other) + 1 for other in options.searches if f".{search}".endswith(f".{other}")}
+        bits, text = names.suffix_key(names.Pattern(f"*.{search}", exact=False))
+        lengths = sorted(around)[: contract().constant("SUFFIXES")]
+        rows["suffixes", (16 + bits, number.to_bytes(2, "big"), text)] = (
+            bytes(lengths).ljust(contract().constant("SUFFIXES"), b"\0"),
+        )
+    return rows
+
+
+def resolver_key(resolver: Resolver, number: int) -> tuple[bytes, int, bytes]:
+    return pack_address(resolver.address), number, resolver.port.to_bytes(2, "big")
+
+
+def _policy_of(key: Any) -> int:
+    return key.policy if isinstance(key.policy, int) else int.from_bytes(bytes(key.policy), "big")
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, sys.byteorder)
+
+
+def len_reasons() -> int:
+    return contract().constant("REASONS")
