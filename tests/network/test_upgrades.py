@@ -23,13 +23,16 @@ from typing import Any
 
 import pytest
 
+from bpf.versions import layouts
+from gateway import place
 from tests.network.conftest import MANY_NETWORK, REFUSED4
-from tests.topology import DNS4, Lab, end
+from tests.topology import ATTACKER, DNS4, Lab, end
 from tests.variants import environment, variant
 
 SWAPS = int(os.environ.get("SKOUTER_SWAPS", "20"))
 SEED = int(os.environ.get("SKOUTER_SEED", "20"))
 RATE = 500
+TTL = 8  # seconds
 POD, DOMAIN = "10.1.0.2", "load.test"
 OUTSIDE = Path(__file__).parent / "programs" / "outside.py"
 FIELDS = [
@@ -51,6 +54,7 @@ OTHERS = {
     "reasons": {"bpf/contract.h": REASONS},
     "text": {"bpf/cgroup.c": [("#include <linux/ip.h>", "/* another */\n#include <linux/ip.h>")]},
 }
+START = "from gateway import place; from gateway.engine import Engine; Engine(place.find()).close()"
 CHECKOUT = Path(__file__).parent.parent.parent
 
 
@@ -62,14 +66,16 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Starter:
-    """Starts `skouter run -- true` of any version, of one instance."""
+    """Brings any version up, of one instance: what every command and the agent do first."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab, self.instance = lab, lab.another_instance()
 
     def start(self, version: Path) -> subprocess.Popen[str]:
-        words = self.lab.skouter("run", "-q", "--", "true", instance=self.instance)
-        return subprocess.Popen(words, env=environment(version), stderr=subprocess.PIPE, text=True)
+        words = ("env", f"SKOUTER_INSTANCE={self.instance}", sys.executable, "-c", START)
+        return subprocess.Popen(
+            self.lab.pod.command(*words), env=environment(version), stderr=subprocess.PIPE, text=True
+        )
 
     def whole(self, version: Path) -> float:
         """A start to its end; the seconds that it took."""
@@ -78,6 +84,18 @@ class Starter:
         assert process.returncode == 0, said
         return time.monotonic() - begun
 
+    def is_halfway(self) -> bool:
+        """Whether something is left of another version; at least one decides."""
+        where = place.find(self.instance)
+        there = layouts(where.pins, where.run)
+        assert any(one.decides([where.cgroup]) for one in there), "a gap"
+        return len(there) > 1 or len(list(where.pins.glob("programs-*"))) > 1
+
+    def record(self) -> dict[str, Any]:
+        """Of the workload that the load ran in."""
+        (path,) = place.find(self.instance).run.glob("*.json")
+        return dict(json.loads(path.read_text()))
+
 
 @pytest.fixture
 def starter(lab: Lab) -> Starter:
@@ -85,15 +103,14 @@ def starter(lab: Lab) -> Starter:
 
 
 def names(lab: Lab) -> None:
-    many = ((f"n{i}.{DOMAIN}", f"{MANY_NETWORK}.{i >> 8}.{i & 255}", 20) for i in range(65536))
+    many = ((f"n{i}.{DOMAIN}", f"{MANY_NETWORK}.{i >> 8}.{i & 255}", TTL) for i in range(32768))
     lab.dns.add(many)
     lab.dns.add([(f"held.{DOMAIN}", "198.51.100.70", 1), (f"other.{DOMAIN}", "198.51.100.71", 1)])
 
 
 @contextmanager
 def talking(words: list[str], **options: Any) -> Iterator[Talker]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(words, text=True, **pipes, **options)
+    process = subprocess.Popen(words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
     try:
         yield Talker(process)
     finally:
@@ -106,43 +123,55 @@ class Talker:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         assert process.stdout
-        assert process.stdout.readline(), process.communicate()
+        assert process.stdout.readline()
 
-    def go(self) -> None:
+    def signal(self) -> None:
         assert self.process.stdin
-        self.process.stdin.write("go\n")
+        self.process.stdin.write("\n")
         self.process.stdin.flush()
 
     def told(self) -> dict[str, Any]:
-        out, said = self.process.communicate(timeout=30)
-        return {**json.loads(out), "said": said}
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, f"it ended with status {self.process.wait(10)}"
+        return dict(json.loads(line))
 
 
 def test_under_load_nothing_is_lost_and_nothing_gets_through(
     lab: Lab, starter: Starter, versions: list[Path], programs: Any
 ) -> None:
     names(lab)
-    lasts = max(starter.whole(version) for version in versions * 2)  # compiled now, hence not in the loop
-    chance = random.Random(SEED)
-    policy = ("--floor", 1, "--grace", 0, "--allow", f"*.{DOMAIN}", "--")
-    busy = lab.skouter(
-        "run", "-q", *policy, programs("load"), DNS4, DOMAIN, RATE, REFUSED4, instance=starter.instance
-    )
+    for version in versions:
+        starter.whole(version)  # compiled now, hence not in the loop
+    lasts = starter.whole(versions[1])
+    chance, halfway = random.Random(SEED), 0
+    policy = ("--floor", 1, "--grace", 0, "--allow", f"*.{DOMAIN}")
+    trust = ("--resolver", DNS4, "--resolver", ATTACKER)
+    words = (programs("load"), DNS4, ATTACKER, DOMAIN, RATE, REFUSED4)
+    busy = lab.skouter("run", "-q", *trust, *policy, "--", *words, instance=starter.instance)
     with (
-        talking(lab.world.command(sys.executable, OUTSIDE, POD)) as outside,
+        talking(lab.world.command(sys.executable, OUTSIDE, POD, ATTACKER)) as outside,
         talking(busy, env=environment(versions[0])) as load,
     ):
-        outside.go()
+        outside.signal()
         for _ in range(SWAPS):
             process = starter.start(chance.choice(versions))
             time.sleep(chance.uniform(0.2, lasts))  # a moment by chance is what is wanted
             process.kill()
             process.communicate()
+            halfway += starter.is_halfway()
         for version in versions:
             starter.whole(version)
+            assert not starter.is_halfway()
+        assert load.process.poll() is None, "the load ended early"
+        outside.signal()
         check_outside(outside.told())
+        assert load.process.stdin
+        load.process.stdin.close()
         check(load.told())
-    print(lasts)
+        assert load.process.wait(30) == 0
+    assert halfway >= SWAPS // 4, "hardly a swap was cut short: this proves nothing"
+    assert starter.record()["ended"], "who started it closed it, though its tables had long been replaced"
 
 
 def check(load: dict[str, Any]) -> None:
@@ -150,12 +179,12 @@ def check(load: dict[str, Any]) -> None:
     wrong = ("unanswered", "failed", "retransmitted", "lost", "held_failed", "serve_failed", "denied_passed")
     assert {key: load[key] for key in wrong} == dict.fromkeys(wrong, 0), load
     assert load["expired"] == 1, "the grant of the held connections is still there: they prove nothing"
-    assert load["names"] > RATE * load["seconds"] * 0.9, "not the load that was asked for"
-    for key in ("held_used", "served", "denied_tried"):
+    assert load["names"] > RATE * load["seconds"] * 0.6, "not the load that was asked for"
+    for key in ("held_used", "served", "denied_tried", "slowly_answered"):
         assert load[key] > 10 * load["seconds"], key
 
 
 def check_outside(told: dict[str, Any]) -> None:
     print(told)
-    assert (told["come_in_failed"], told["send_in_failed"]) == (0, 0), told["said"]
+    assert (told["come_in_failed"], told["send_in_failed"]) == (0, 0)
     assert min(told["come_in"], told["send_in"]) > 10 * SWAPS
