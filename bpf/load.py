@@ -73,7 +73,7 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
     set_defaults(maps["settings"])
     try:
         code = compiled(flags)
-        for name, (function, kind, attach) in _wanted().items():
+        for name, (function, kind, attach) in wanted().items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
         for index, name in enumerate(STAGES):
             kernel.update(
@@ -89,7 +89,8 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
             os.close(fd)
 
 
-def _wanted() -> dict[str, tuple[str, int, int]]:
+def wanted() -> dict[str, tuple[str, int, int]]:
+    """Every program that is loaded: its function in cgroup.c, program type and attach type."""
     # Programs that share a table of stages must be loaded for one attach type; the kernel holds cgroup_skb to
     # it only where it returns more than 0 and 1 (bpf_prog_attach_check_attach_type).
     hooks = {
@@ -137,15 +138,20 @@ def check_layout(fd: int, wanted: Map, path: Path) -> None:
 
 
 def load_program(name: str, program: dict[str, Any], maps: dict[str, int], kind: int, attach: int) -> int:
+    try:
+        return kernel.load_program(name, linked(program, maps), kind, attach)
+    except OSError as error:
+        raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
+
+
+def linked(program: dict[str, Any], maps: dict[str, int]) -> bytes:
+    """A program's instructions, with the descriptors of its maps in them."""
     code = bytearray.fromhex(program["code"])
     for index, map_name in program["maps"].items():
         at = int(index) * INSTRUCTION.size
         opcode, registers, offset, _immediate = INSTRUCTION.unpack_from(code, at)
         INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[map_name])
-    try:
-        return kernel.load_program(name, bytes(code), kind, attach)
-    except OSError as error:
-        raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
+    return bytes(code)
 
 
 def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
