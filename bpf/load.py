@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf import kernel
-from bpf.compile import INSTRUCTION, PROCESS, text_hash
+from bpf.compile import INSTRUCTION, text_hash
 from bpf.contract import Map, contract
 
 OBJECTS = Path("/var/cache/skouter")
@@ -155,11 +155,7 @@ def linked(program: dict[str, Any], maps: dict[str, int]) -> bytes:
 
 
 def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The instructions for this kernel, compiled where nobody did so before."""
-    return compiled_object(((PROCESS,) if kernel.knows_current_process() else ()) + flags)
-
-
-def compiled_object(flags: tuple[str, ...]) -> dict[str, Any]:
+    """The instructions, compiled where nobody did so before."""
     name = f"{text_hash()}-{os.uname().machine}{''.join(flags).replace('-D', '-').lower()}.json"
     for folder in (Path(sys.prefix) / "share" / "skouter", OBJECTS):
         if (folder / name).is_file():

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bpf import load
-from bpf.compile import PROCESS
 from tests.matrix import kernels, machine
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -91,8 +90,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", default=TESTS, help="pytest's arguments")
     words = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    for flags in ((), (PROCESS,)):
-        load.compiled_object(flags)  # the guests find it where this host keeps it
+    load.compiled()  # the guests find it where this host keeps it
     command = [sys.executable, "-m", "tests.matrix.guest", *words.tests]
     results = [examine(suite, command) for suite in words.suite or kernels.SUITES]
     text = table(results)
