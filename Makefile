@@ -3,6 +3,10 @@ PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
 TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables
 
+# virtiofsd has a package of its own from Debian 13 on; before, it comes with QEMU.
+MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \
+  $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
+
 PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
@@ -10,7 +14,7 @@ PREFIX = /opt/skouter
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format bench install uninstall packages-% clean
+.PHONY: demo test lint format bench matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -29,6 +33,10 @@ format: $(VENV)/ready-dev
 
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench
+
+# Each of Debian's kernels is booted in QEMU, without KVM: minutes for each.
+matrix: packages-matrix $(VENV)/ready-dev
+	$(BIN)/python -m tests.matrix
 
 install: packages-run
 	$(PYTHON) -m venv --system-site-packages $(PREFIX)
@@ -65,7 +73,8 @@ $(VENV)/ready-dev: $(VENV)/ready
 packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
-packages-run packages-lab packages-tests:
+packages-matrix: NEEDED = $(PACKAGES) $(MATRIX)
+packages-run packages-lab packages-tests packages-matrix:
 	@missing=; for p in $(NEEDED); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit; echo "installing$$missing"; \

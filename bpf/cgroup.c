@@ -236,10 +236,8 @@ static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socke
 	if (!s)
 		return;
 	s->netns = bpf_get_netns_cookie(ctx);
-#ifdef CURRENT_PROCESS
 	s->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
-#endif
 }
 
 static __always_inline int is_unspecified(const u8 *address)

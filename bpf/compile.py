@@ -28,7 +28,6 @@ INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 ENTRY = re.compile(r"^int (\w+)\(struct (__sk_buff|bpf_sock_addr) \*\w+\)$", re.MULTILINE)
 INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
 LOAD_IMMEDIATE_64, PSEUDO_MAP = 0x18, 1
-PROCESS = "-DCURRENT_PROCESS"  # who connects, for the events: needs a helper of Linux 6.1
 
 
 @cache
@@ -76,7 +75,7 @@ def declare_maps(text: str, layout: Contract) -> str:
     return MAP.sub(declare, text)
 
 
-def instructions(extra: tuple[str, ...] = (PROCESS,)) -> dict[str, Any]:
+def instructions(extra: tuple[str, ...] = ()) -> dict[str, Any]:
     """Program -> {"code": hex, "maps": {instruction: map}}, for every entry point of cgroup.c.
 
     Raises :class:`RuntimeError`; the compiler's own words are on stderr.

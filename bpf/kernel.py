@@ -60,7 +60,6 @@ ffi.cdef(
     void btf__free(struct btf *btf);
     int bpf_prog_load(int type, const char *name, const char *license, const void *code, size_t count,
                       const struct load_options *options);
-    int libbpf_probe_bpf_helper(int prog_type, int helper, const void *opts);
     int bpf_obj_pin(int fd, const char *path);
     int bpf_obj_get(const char *path);
     int bpf_map_lookup_elem(int fd, const void *key, void *value);
@@ -206,11 +205,6 @@ def load_program(name: str, code: bytes, kind: int, attach: int, target: int = 0
         words = " / ".join(ffi.string(log).decode(errors="replace").splitlines()[-3:])
         raise OSError(-fd, f"{os.strerror(-fd)}: {words}")
     return int(fd)
-
-
-def knows_current_process() -> bool:
-    """Whether connect hooks may ask for the calling process (bpf_get_current_comm: Linux 6.1)."""
-    return int(_lib.libbpf_probe_bpf_helper(18, 16, ffi.NULL)) == 1
 
 
 def map_info(fd: int) -> Any:

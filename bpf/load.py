@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf import kernel
-from bpf.compile import INSTRUCTION, PROCESS, text_hash
+from bpf.compile import INSTRUCTION, text_hash
 from bpf.contract import Map, contract
 
 OBJECTS = Path("/var/cache/skouter")
@@ -73,7 +73,7 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
     set_defaults(maps["settings"])
     try:
         code = compiled(flags)
-        for name, (function, kind, attach) in _wanted().items():
+        for name, (function, kind, attach) in wanted().items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
         for index, name in enumerate(STAGES):
             kernel.update(
@@ -89,7 +89,8 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
             os.close(fd)
 
 
-def _wanted() -> dict[str, tuple[str, int, int]]:
+def wanted() -> dict[str, tuple[str, int, int]]:
+    """Every program that is loaded: its function in cgroup.c, program type and attach type."""
     # Programs that share a table of stages must be loaded for one attach type; the kernel holds cgroup_skb to
     # it only where it returns more than 0 and 1 (bpf_prog_attach_check_attach_type).
     hooks = {
@@ -136,23 +137,24 @@ def check_layout(fd: int, wanted: Map, path: Path) -> None:
 
 
 def load_program(name: str, program: dict[str, Any], maps: dict[str, int], kind: int, attach: int) -> int:
+    try:
+        return kernel.load_program(name, linked(program, maps), kind, attach)
+    except OSError as error:
+        raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
+
+
+def linked(program: dict[str, Any], maps: dict[str, int]) -> bytes:
+    """A program's instructions, with the descriptors of its maps in them."""
     code = bytearray.fromhex(program["code"])
     for index, map_name in program["maps"].items():
         at = int(index) * INSTRUCTION.size
         opcode, registers, offset, _immediate = INSTRUCTION.unpack_from(code, at)
         INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[map_name])
-    try:
-        return kernel.load_program(name, bytes(code), kind, attach)
-    except OSError as error:
-        raise DatapathError(f"the kernel refuses program {name}: {error.strerror}") from error
+    return bytes(code)
 
 
 def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The instructions for this kernel, compiled where nobody did so before."""
-    return compiled_object(((PROCESS,) if kernel.knows_current_process() else ()) + flags)
-
-
-def compiled_object(flags: tuple[str, ...]) -> dict[str, Any]:
+    """The instructions, compiled where nobody did so before."""
     name = f"{text_hash()}-{os.uname().machine}{''.join(flags).replace('-D', '-').lower()}.json"
     for folder in (Path(sys.prefix) / "share" / "skouter", OBJECTS):
         if (folder / name).is_file():

@@ -6,7 +6,6 @@ Everything has the pid in its name, so that two runs do not meet and a run sweep
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from bpf import datapath as bpf_datapath
 from gateway import cgroups
+from tests.topology import kill_all
 
 BPFFS = Path("/sys/fs/bpf")
 PREFIX = "skouter-test"
@@ -30,10 +30,7 @@ def is_stale(path: Path) -> bool:
 
 def remove_cgroup(path: Path) -> None:
     """The folder with all below it; what still lives in it is killed, and waited for."""
-    (path / "cgroup.kill").write_text("1")
-    deadline = time.monotonic() + 5
-    while cgroups.is_populated(path) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    kill_all(path)
     for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
         folder.rmdir()
     path.rmdir()

@@ -28,11 +28,12 @@ import ipaddress
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from gateway import cgroups, place, removal
 PREFIX = "skouter-lab"
 HERE = Path(__file__).parent
 SKOUTER = Path(sys.executable).parent / "skouter"
+PATIENCE = float(os.environ.get("SKOUTER_TEST_PATIENCE", "1"))  # how many times longer all may take
 TOOLS = ("unbound", "unbound-control", "ip", "nsenter", "unshare", "setpriv", "sysctl")
 
 DNS4, DNS6 = "192.0.2.53", "2001:db8:2::53"
@@ -116,7 +118,7 @@ class LabError(Exception):
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
     """The first true value of `condition`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds} s")
@@ -147,8 +149,9 @@ class Namespace:
 
     def run(self, *argv: object, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
         """Its output is captured; a status that is not 0 is for the caller to judge."""
+        limit = timeout * PATIENCE
         return subprocess.run(
-            self.command(*argv), **{"capture_output": True, "text": True, "timeout": timeout, **options}
+            self.command(*argv), **{"capture_output": True, "text": True, "timeout": limit, **options}
         )
 
     def start(self, *argv: object, **options: Any) -> subprocess.Popen[str]:
@@ -302,12 +305,23 @@ def end(process: subprocess.Popen[Any]) -> None:
             stream.close()
 
 
+def kill_all(cgroup: Path) -> None:
+    """What lives in a cgroup or below it, to its end; not by cgroup.kill, which needs Linux 5.14."""
+
+    def is_empty() -> bool:
+        for pid in cgroups.processes_below(cgroup):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not cgroups.is_populated(cgroup)
+
+    wait_for(is_empty, f"the end of all in {cgroup}")
+
+
 def remove_instance(name: str) -> None:
     """An instance of the engine with all that runs in its workloads."""
     where = place.find(name)
     if where.cgroup.is_dir():
-        (where.cgroup / "cgroup.kill").write_text("1")
-        wait_for(lambda: not cgroups.is_populated(where.cgroup), f"the end of all in {where.cgroup}")
+        kill_all(where.cgroup)
     removal.uninstall(where)
 
 

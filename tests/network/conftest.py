@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.network.arena import Arena, Spy
-from tests.topology import TOOLS, Lab, end
+from tests.topology import PATIENCE, TOOLS, Lab, end
 
 HERE = Path(__file__).parent
 MANY = 2000  # fresh names: n0.many.test, n1.many.test, ...
@@ -105,7 +105,7 @@ def run(lab: Lab) -> Callable[..., Result]:
             lab.skouter("run", "-o", "json", *words, instance=instance),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(env or {})},
