@@ -309,16 +309,15 @@ class Engine:
     def _share_room(self) -> None:
         """Quotas such that all workloads together fit into the tables. Where there are so many that a quota
         shrinks, the places beyond it are emptied: nobody turns them any more."""
-        held = states(self.where)
+        held = [state for state in states(self.where) if state.get("ended") is None]
         workloads = [int(identity) for state in held for identity in state["cgroups"].values()]
         constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
         before = self.datapath["settings"][0]
         quotas = {
-            table: min(constant(table.upper()), entries[table] // max(1, len(workloads)))
-            for table in RINGS.values()
+            table: _share(constant(table.upper()), entries[table], len(workloads)) for table in RINGS.values()
         }
-        addresses = entries["grants"] // (constant("GRANTS_PER_POLICY") * max(1, len(held)))
-        self.datapath.set(**quotas, addresses=min(constant("ADDRESSES"), addresses))
+        addresses = entries["grants"] // constant("GRANTS_PER_POLICY")
+        self.datapath.set(**quotas, addresses=_share(constant("ADDRESSES"), addresses, len(held)))
         for ring, table in RINGS.items():
             for workload in workloads if quotas[table] < getattr(before, table) else ():
                 self._forget_places(workload, ring, table, range(quotas[table], getattr(before, table)))
@@ -350,6 +349,14 @@ NOTHING_SAID: dict[str, Any] = {
     "local_resolvers": [],
     "problems": [],
 }
+
+
+def _share(most: int, entries: int, holders: int) -> int:
+    """`most` places for each, halved until all fit. A ring that is halved goes on at its oldest place; at any
+    other size it would go on somewhere among the youngest, and find none that is over."""
+    while most > 1 and most * holders > entries:
+        most //= 2
+    return most
 
 
 def describe_policy(policy: Policy, options: Options) -> dict[str, Any]:
