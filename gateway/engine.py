@@ -309,7 +309,7 @@ class Engine:
     def _share_room(self) -> None:
         """Quotas such that all workloads together fit into the tables. Where there are so many that a quota
         shrinks, the places beyond it are emptied: nobody turns them any more."""
-        held = [state for state in states(self.where) if state.get("ended") is None]
+        held = [state for state in states(self.where) if state["ended"] is None]
         workloads = [int(identity) for state in held for identity in state["cgroups"].values()]
         constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
         before = self.datapath["settings"][0]
