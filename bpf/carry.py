@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from struct import Struct
 
 from bpf import kernel
+from bpf.load import DatapathError
 
 TRACING, ITERATOR = 26, 28  # enum bpf_prog_type, enum bpf_attach_type
 GET_SOCKET_COOKIE, SEQ_WRITE = 46, 127  # enum bpf_func_id
@@ -33,11 +34,20 @@ def sockets(table: int) -> Iterator[tuple[int, bytes]]:
     """(cookie, value) of each socket that has a value in the storage map `table`.
 
     Each value is as some moment saw it. While sockets open and close, one may come twice, and one whose
-    neighbour went may be left out: who needs all of them asks again. Raises :class:`OSError`.
+    neighbour went may be left out: who needs all of them asks again.
+
+    Raises :class:`DatapathError` where the kernel can't, and :class:`OSError`.
     """
     size = int(kernel.map_info(table).value_size)
-    target = kernel.iterator_target("bpf_sk_storage_map")
-    program = kernel.load_program("carry", _code(size), TRACING, ITERATOR, target)
+    try:
+        target = kernel.iterator_target("bpf_sk_storage_map")
+        program = kernel.load_program("carry", _code(size), TRACING, ITERATOR, target)
+    except OSError as error:
+        raise DatapathError(
+            "this kernel can't tell what is kept with its sockets (Linux 5.12 with BTF can), so a version with "
+            "another layout of maps can't take over from the one that runs, which goes on: run "
+            f"'skouter uninstall' first, and open connections end ({error.strerror})"
+        ) from error
     try:
         reader = kernel.iterate(program, table)
     finally:
