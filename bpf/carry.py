@@ -44,7 +44,7 @@ def sockets(table: int) -> Iterator[tuple[int, bytes]]:
         program = kernel.load_program("carry", _code(size), TRACING, ITERATOR, target)
     except OSError as error:
         raise DatapathError(
-            "this kernel can't tell what is kept with its sockets (Linux 5.12 with BTF can), so a version with "
+            "this kernel can't tell what is kept with its sockets (Linux 5.12 with BTF can): a version with "
             "another layout of maps can't take over from the one that runs, which goes on: run "
             f"'skouter uninstall' first, and open connections end ({error.strerror})"
         ) from error
