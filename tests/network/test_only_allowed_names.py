@@ -24,12 +24,10 @@ def ask(name, kind="A", server="{RESOLVER}", change=lambda data: data, tcp=False
 """
 
 OWN_NAMESPACE = """
-import subprocess
-uid, gid = os.getuid(), os.getgid()
+import fcntl
 assert ctypes.CDLL(None).unshare(0x50000000) == 0
-for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-    open(f"/proc/self/{file}", "w").write(text)
-subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh22x", b"lo", 0x49))  # SIOCSIFFLAGS: up, running
 """
 
 
