@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -63,6 +64,14 @@ class Result:
 def result(status: int, out: str, said: str) -> Result:
     found = [line for line in said.splitlines() if line.startswith("{")]
     return Result(status, out, said, json.loads(found[-1]) if found else {"reached": [], "refused": []})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_at_a_terminal() -> None:
+    """Who starts the tests in the background has them ignore signals, and all that they start too."""
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
