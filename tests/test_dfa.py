@@ -32,23 +32,25 @@ def compiled(*texts):
 # ---- What it matches --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(
+    max_examples=200, deadline=None, derandomize=True
+)  # Python's re may take for ever: with others it did
 @given(st.integers(0, 2**32).map(Random))
 def test_it_matches_what_re_of_python_matches(chance):
-    made = node(chance, 4, posix=False)
-    texts = [near(chance, made.sample(chance)) for _ in range(20)]
-    matching = [text for text in texts if len(text) < 254 and re.fullmatch(made.text, text, re.A | re.I)]
+    made = node(chance, 3, posix=False)
+    texts = [text for _ in range(20) if len(text := near(chance, made.sample(chance))) <= 16]
+    matching = [text for text in texts if re.fullmatch(made.text, text, re.A | re.I)]
     if not is_pattern(made.text):  # the only thing wrong with it can be that no name matches
         assert not list(filter(is_name, matching))
         return
     automaton = compiled(made.text).automaton
-    assert [text for text in texts if len(text) < 254 and automaton.peers(text)] == matching
+    assert [text for text in texts if automaton.peers(text)] == matching
     assert leads_to_a_name(automaton)
 
 
 def test_it_matches_what_re2_matches_and_says_for_whom():
     options = re2.Options()
-    options.case_sensitive = False
+    options.case_sensitive = options.log_errors = False
     told = Counter()
     for texts, names in pairs(150):
         automaton, crowded = compiled(*texts)
