@@ -20,22 +20,25 @@ nor the new policy allows, nor refused what both allow. `difference` keeps that 
 
 1. Within one longest-prefix table, write rows from the longest to the shortest, then delete from the shortest
    to the longest: every lookup then answers either exactly as in the old table or exactly as in the new one.
-   An automaton is changed as a whole, so this holds for it too.
+   An automaton is changed as a whole, so this holds for it too; but it and `names` are two answers to one
+   lookup. What one of them lets go the other may take on, so where both change, `names` first passes through
+   rows that have the peers of both policies.
 2. A peer's coverage and a bit's ports never change, they only come and go. So first give every port its old
    and new bits, then every peer its old and new bits, then change what covers what (1), and then take the old
    bits from the peers and from the ports. Whichever answer a lookup gives meanwhile, old peers add only what
    the old or the new policy allows them, and new peers likewise.
 
-The one exception: where old and new port sets together need more than BITS bits, some must be reused.
-Their old users lose them first, so that nothing too much is allowed; what both policies allow by such a bit
-is refused until the change is through.
+The exceptions: where old and new port sets together need more than BITS bits, some must be reused. Their old
+users lose them first, so that nothing too much is allowed; what both policies allow by such a bit is refused
+until the change is through. And where more than PEERS old and new peers nest around one name while the
+automaton changes, so is what a name too many allowed before and an expression allows then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from gateway.addresses import V4_MAPPED, Network
 from gateway.dfa import PEERS, Automaton
@@ -151,6 +154,7 @@ def difference(old: Tables | None, new: Tables | None) -> Change:
     policy_bytes = before.number.to_bytes(2, "big")
     services = service_rows([*kept.items(), *after.bits.items()], policy_bytes)
     rules = _either(held, after.rules)
+    names = after.names if before.patterns == after.patterns else _shared(before.names, after.names)
     return Change(
         (
             *_flag_steps(before, after, first=True),
@@ -158,8 +162,9 @@ def difference(old: Tables | None, new: Tables | None) -> Change:
             *_steps("services", before.services, services),
             *_steps("rules", held, rules),
             *_steps("prefixes", before.prefixes, after.prefixes),
-            *_steps("names", before.names, after.names),
+            *_steps("names", before.names, names),
             *_pattern_steps(before, after),
+            *_steps("names", names, after.names),
             *_steps("rules", rules, after.rules),
             *_steps("services", services, after.services),
             *_flag_steps(before, after, first=False, always=old is None),
@@ -283,6 +288,27 @@ def _steps(name: MapName, before: Rows, after: Rows) -> list[Step]:
     writes = [Step(name, key, value) for key, value in after.items() if before.get(key) != value]
     deletions = [Step(name, key, None) for key in before if key not in after]
     return sorted(writes, key=length, reverse=True) + sorted(deletions, key=length)
+
+
+def _shared(one: Rows, other: Rows) -> Rows:
+    """Rows of `names` where every lookup gives the peers of both, as far as they have room."""
+    return {key: (_joined(_found(other, key), _found(one, key)),) for key in {**one, **other}}
+
+
+def _found(names: Rows, key: Row) -> tuple[int, ...]:
+    """The peers that a lookup of a row's own text gives."""
+    length, policy, text = key
+    assert isinstance(length, int)
+    assert isinstance(text, bytes)
+    for above in _names_above(text[: (length - 16) // 8]):
+        if row := names.get((16 + 8 * len(above), policy, above.ljust(KEY_BYTES, b"\0"))):
+            return cast(tuple[int, ...], row[0])
+    return (0,) * PEERS
+
+
+def _joined(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    ids = [peer for peer in dict.fromkeys(one + other) if peer][:PEERS]
+    return tuple(ids + [0] * (PEERS - len(ids)))
 
 
 def _pattern_steps(before: Tables, after: Tables) -> list[Step]:
