@@ -9,7 +9,7 @@ import pytest
 
 GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
-    *("names", "patterns", "schema", "addresses", "records", "yaml_nodes", "reading", "documents"),
+    *("names", "patterns", "schema", "addresses", "records", "yaml_nodes", "reading", "documents", "cluster"),
     *("selection", "policy", "services", "dfa", "tables", "explain", "settings", "plan", "report", "journal"),
 )  # each may import those before it
 
