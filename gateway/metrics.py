@@ -1,0 +1,90 @@
+"""What an agent tells Prometheus of itself, as text.
+
+The rules this file must obey:
+
+* Pure: it is handed numbers, and knows neither kernel nor API server nor clock.
+* A name's labels are few and bounded: policies of this node and reasons of the contract, never a pod, a name
+  or an address, of which there may be any number.
+* What counts up is a counter and ends in _total; it may begin at 0 again when the agent does.
+
+Source: Prometheus, "Metric and label naming" and "Exposition formats" (text format 0.0.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Of one agent, at one moment. `packets` is by policy, then by the contract's reason; `workloads` by what
+    they are (enforced, audited, closed, uncontained); `api` by what source_kubernetes counts."""
+
+    version: str
+    packets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    workloads: Mapping[str, int] = field(default_factory=dict)
+    grants: int = 0
+    problems: int = 0
+    events_lost: int = 0
+    api: Mapping[str, int] = field(default_factory=dict)
+    api_connected: bool | None = None  # None: it follows files
+
+
+def text(numbers: Numbers) -> bytes:
+    """All of them in the text format."""
+    from prometheus_client import exposition  # late: only who is asked for metrics pays for it
+
+    return exposition.generate_latest(_Families(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Families:
+    """As the library collects from a registry."""
+
+    numbers: Numbers
+
+    def collect(self) -> Iterator[Metric]:
+        numbers = self.numbers
+        yield _family(
+            "gauge", "skouter_build_info", "Which version runs.", [({"version": numbers.version}, 1)]
+        )
+        yield _family(
+            "counter",
+            "skouter_packets",
+            "Packets judged, by policy and reason.",
+            (
+                ({"policy": policy, "reason": reason.lower()}, count)
+                for policy, reasons in numbers.packets.items()
+                for reason, count in reasons.items()
+            ),
+        )
+        held = (({"state": state}, count) for state, count in numbers.workloads.items())
+        yield _family("gauge", "skouter_workloads", "Pods and other workloads of this node.", held)
+        yield _one("gauge", "skouter_grants", "Addresses that DNS answers opened.", numbers.grants)
+        yield _one("gauge", "skouter_problems", "What should be enforced and is not.", numbers.problems)
+        yield _one("counter", "skouter_events_lost", "Events of packets not told.", numbers.events_lost)
+        if numbers.api_connected is not None:
+            about = "Whether every watch at the API server is open."
+            yield _one("gauge", "skouter_api_connected", about, int(numbers.api_connected))
+        sent = (({"what": what}, count) for what, count in numbers.api.items())
+        yield _family("counter", "skouter_api", "What was sent to the API server, or lost.", sent)
+
+
+def _one(kind: str, name: str, about: str, value: float) -> Metric:
+    return _family(kind, name, about, [({}, value)])
+
+
+def _family(kind: str, name: str, about: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:
+    from prometheus_client.core import Metric
+
+    family = Metric(name, about, kind)
+    for labels, value in samples:
+        family.add_sample(name + ("_total" if kind == "counter" else ""), dict(labels), value)
+    return family
