@@ -7,7 +7,7 @@ Rules this file obeys:
   does not cover the host's network. Without an answer of the API server nobody may.
 - A token crosses the network only under TLS. The certificate is made at the start and vouches for nothing, as
   those of other components of a node do.
-- What the API server allowed holds for a minute: scrapes are not to become its load. Strangers wait in a line.
+- What the API server allowed holds for a minute: scrapes are not to be its load. Strangers wait in a line.
 - Asking must not harm: few connections at once, little to read of each, little time. One request each.
 - Of two agents on a node, as at an upgrade, the older has the port; the newer waits for it.
 

@@ -181,7 +181,7 @@ def test_the_api_server_is_asked_once_a_minute_and_its_absence_opens_nothing(tmp
         ("POST /metrics HTTP/1.1\nHost: x\nContent-Length: 0\n\n", 405),
         ("GET /secrets HTTP/1.1\nHost: x\n\n", 404),
         ("nonsense\n\n", 400),
-        ("GET /livez HTTP/1.1\nHost: x\nLong: " + "x" * 40000 + "\n\n", 431),
+        ("GET /livez HTTP/1.1\nHost: x\nEndless: ".ljust(health.HEADERS + 1000, "x"), 431),
         ("GET /metrics?name=x HTTP/1.1\nHost: x\n\n", 200),
     ],
 )

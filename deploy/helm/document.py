@@ -23,7 +23,7 @@ class UndocumentedError(Exception):
 
 
 def comments(text: str) -> dict[str, str]:
-    """Path of a value (`image.tag`) to the comment above it; a value whose children have theirs needs none."""
+    """Path of a value (`image.tag`) to the comment above it; where its children have theirs it needs none."""
     found: dict[str, str] = {}
     above: list[str] = []
     parents: list[str] = []
