@@ -26,7 +26,11 @@ AGAIN = 2.0  # seconds between two looks
 
 
 def clean(
-    door: Door, namespace: str, patch: dict[str, Any], seconds: float, sleep: Callable[[float], None] = time.sleep
+    door: Door,
+    namespace: str,
+    patch: dict[str, Any],
+    seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """Nodes that are not clean after `seconds`, in order; none where all is done, or no DaemonSet is there."""
     path = f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{NAME}"
@@ -68,7 +72,9 @@ def main(namespace: str, seconds: str, patch: str) -> int:
     except ServerError as error:
         left = [f"all: {error}"]
     if left:
-        print(f"not clean: {', '.join(left)}; `helm uninstall --no-hooks` goes on without them", file=sys.stderr)
+        print(
+            f"not clean: {', '.join(left)}; `helm uninstall --no-hooks` goes on without them", file=sys.stderr
+        )
     return 1 if left else 0
 
 
