@@ -1,11 +1,11 @@
-"""`python -m gateway.cleanup NAMESPACE SECONDS PATCH`: has every node's agent replaced by what undoes its work.
+"""`python -m gateway.cleanup NAMESPACE SECONDS PATCH`: has each agent replaced by what undoes its work.
 
 Rules this file obeys:
 
-- It runs as a Job before Helm deletes anything (deploy/helm), so it must end: in time, or with the names of the
-  nodes that are not clean.
-- What undoes is the patch's (deploy/kustomize/cleanup), and the DaemonSet's controller brings it to every node;
-  here it is only waited for. A pod of the new kind is ready when its node is clean.
+- It runs as a Job before Helm deletes anything (deploy/helm), so it must end: in time, or with the names of
+  the nodes that are not clean.
+- What undoes is the patch's (deploy/kustomize/cleanup), and the DaemonSet's controller brings it to every
+  node; here it is only waited for. A pod of the new kind is ready when its node is clean.
 
 Source: apps/v1 DaemonSetStatus, strategic merge patch.
 """
@@ -32,7 +32,7 @@ def clean(
     seconds: float,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
-    """Nodes that are not clean after `seconds`, in order; none where all is done, or no DaemonSet is there."""
+    """Nodes that are not clean after `seconds`, by name; none where all is done, or where no DaemonSet is."""
     path = f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{NAME}"
     deadline = time.monotonic() + seconds
     try:

@@ -1,7 +1,7 @@
 """The taint that keeps pods from a node until its agent enforces: taken off once, when it does.
 
-Nodes join with it (kubelet's --register-with-taints, or the node pool's setting). Nobody puts it back: whether
-an agent runs is the DaemonSet's affair, and what is enforced stays enforced without one.
+Nodes join with it (kubelet's --register-with-taints, or the node pool's setting). Nobody puts it back:
+whether an agent runs is the DaemonSet's affair, and what is enforced stays enforced without one.
 
 Source: core/v1 Node, RFC 7386.
 """
