@@ -9,8 +9,9 @@ import pytest
 
 GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
-    *("names", "patterns", "schema", "addresses", "records", "yaml_nodes", "reading", "documents", "cluster"),
-    *("selection", "policy", "services", "dfa", "tables", "explain", "settings", "plan", "report", "journal"),
+    *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
+    *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain", "settings"),
+    *("plan", "report", "journal"),
 )  # each may import those before it
 
 ALLOWED = {
