@@ -22,6 +22,12 @@ UPLOADER = Workload("pod", "up", labels={"app": "uploader"})
 WORKER = Workload("host", "node-1")
 MASTER = Workload("host", "node-0", node_labels={"node-role.kubernetes.io/control-plane": ""})
 COREDNS = Workload("pod", "coredns", "kube-system")
+CHECKOUT = Workload("pod", "checkout-1", "shop", labels={"app": "checkout"})
+SHOP_WEB = Workload("pod", "web-1", "shop", labels={"app": "web"})
+MAIL = {"egress.example.com/mail": "allowed"}
+MAILER = Workload("pod", "m", "crm", labels=MAIL, namespace_labels={"mail": "allowed"})
+SPAMMER = Workload("pod", "s", "crm", labels=MAIL)
+PAYER = Workload("pod", "p", "crm", labels={"egress.example.com/payments": "allowed"})
 
 
 def example(name):
@@ -66,6 +72,24 @@ def example(name):
             False,
             "no-peer",
         ),
+        ("default-deny.yaml", WEB, "example.com", "TCP", 443, False, "no-peer"),
+        ("default-deny.yaml", WEB, "kubernetes.default.svc.cluster.local", "TCP", 443, True, "rule"),
+        ("default-deny.yaml", COREDNS, "example.com", "UDP", 53, True, "untouched"),
+        ("default-deny.yaml", WORKER, "example.com", "TCP", 443, True, "untouched"),
+        ("node-bootstrap.yaml", WORKER, "1.pool.ntp.org", "UDP", 123, True, "rule"),
+        ("node-bootstrap.yaml", MASTER, "169.254.169.254", "TCP", 80, True, "rule"),
+        ("node-bootstrap.yaml", WORKER, "example.com", "TCP", 443, False, "no-peer"),
+        ("node-bootstrap.yaml", WEB, "example.com", "TCP", 443, True, "untouched"),
+        ("team-api.yaml", CHECKOUT, "api.payments.example.com", "TCP", 443, True, "rule"),
+        ("team-api.yaml", CHECKOUT, "logs.s3.eu-west-1.amazonaws.com", "TCP", 443, True, "rule"),
+        ("team-api.yaml", CHECKOUT, "logs.s3.eu-west-2.amazonaws.com", "TCP", 443, False, "no-peer"),
+        ("opt-in.yaml", PAYER, "api.payments.example.com", "TCP", 443, True, "rule"),
+        ("opt-in.yaml", PAYER, "smtp.example.com", "TCP", 587, False, "no-peer"),
+        ("opt-in.yaml", MAILER, "smtp.example.com", "TCP", 587, True, "rule"),
+        ("opt-in.yaml", SPAMMER, "smtp.example.com", "TCP", 587, True, "untouched"),
+        ("in-cluster.yaml", SHOP_WEB, "postgres.databases.svc.cluster.local", "TCP", 5432, True, "rule"),
+        ("in-cluster.yaml", SHOP_WEB, "cart.shop.svc.cluster.local", "TCP", 8080, True, "rule"),
+        ("in-cluster.yaml", SHOP_WEB, "mysql.databases.svc.cluster.local", "TCP", 3306, False, "no-peer"),
         ("nodes.yaml", WORKER, "registry.example.com", "TCP", 443, True, "rule"),
         ("nodes.yaml", WORKER, "example.com", "TCP", 443, False, "no-peer"),
         ("nodes.yaml", MASTER, "example.com", "TCP", 443, True, "untouched"),

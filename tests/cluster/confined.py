@@ -70,9 +70,7 @@ def mount_volumes(pod: dict[str, Any], folders: dict[str, str]) -> None:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
         elif "hostPath" in volume:
             assert volume["hostPath"]["path"] == mount["mountPath"]
-            Path(folder).mkdir(
-                parents=True, exist_ok=volume["hostPath"]["type"] == "DirectoryOrCreate" or True
-            )
+            Path(folder).mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", "--rbind", folder, folder], check=True)
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)
@@ -97,8 +95,8 @@ def main(pod: str, folders: str, *command: str) -> None:
 
 
 def _prefix(words: list[str]) -> list[str]:
-    """What the manifest runs the agent by. The caller stands for the node's first process, whose namespaces are
-    not everywhere shown to a test."""
+    """What the manifest runs the agent by. The caller stands for the node's first process, whose namespaces
+    are not everywhere shown to a test."""
     found = words[: words.index("skouter")]
     return [word.replace("--target=1", f"--target={os.getppid()}") for word in found]
 

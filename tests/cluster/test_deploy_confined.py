@@ -1,4 +1,4 @@
-"""The DaemonSet's pod: the real agent does its work with the capabilities, calls and folders of the manifest."""
+"""The DaemonSet's pod: the agent does its work with the capabilities, calls and folders of the manifest."""
 
 from __future__ import annotations
 
