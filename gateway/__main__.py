@@ -108,7 +108,7 @@ def do_explain(arguments: argparse.Namespace) -> int:
         host, port, protocol = allow.destination(arguments.destination)
     except allow.BadAllowError as error:
         return wrong(str(error))
-    verdict = explain(objects, workload_of(arguments), host, port, protocol)
+    verdict = explain(objects, workload_of(arguments, arguments.namespace_labels), host, port, protocol)
     if arguments.output == "json":
         emit(verdict.as_json())
     else:
@@ -187,16 +187,25 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
     return objects, problems
 
 
-def workload_of(arguments: argparse.Namespace) -> Any:
+def workload_of(arguments: argparse.Namespace, namespace_labels: str = "") -> Any:
     from gateway.selection import Workload
 
+    return Workload(
+        "command",
+        namespace=arguments.namespace,
+        labels=labels_of("--workload", arguments.workload or ""),
+        namespace_labels=labels_of("--namespace-labels", namespace_labels),
+    )
+
+
+def labels_of(option: str, text: str) -> dict[str, str]:
     labels = {}
-    for pair in filter(None, (arguments.workload or "").split(",")):
+    for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--workload {pair!r}: write labels as KEY=VALUE,KEY=VALUE")
+            raise UsageError(f"{option} {pair!r}: write labels as KEY=VALUE,KEY=VALUE")
         labels[key.strip()] = value.strip()
-    return Workload("command", namespace=arguments.namespace, labels=labels)
+    return labels
 
 
 def select(egresses: list[Any], arguments: argparse.Namespace) -> list[Any]:

@@ -197,6 +197,9 @@ def _add_policy(commands: Any) -> None:
     )
     explain.add_argument("--namespace", default="default", help="its namespace")
     explain.add_argument(
+        "--namespace-labels", default="", metavar="LABELS", help="labels of that, for a namespaceSelector"
+    )
+    explain.add_argument(
         "destination", metavar="NAME:PORT", help="example.com:443, 192.0.2.7:53/udp, [2001:db8::1]:22"
     )
     explain.set_defaults(do="explain")
