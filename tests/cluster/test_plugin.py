@@ -1,5 +1,8 @@
-"""deploy/kubectl-skouter with the real kubectl and API server. There is no kubelet to exec through: a shim in the
-place of kubectl hands everything on but `exec`, which it does right here."""
+"""deploy/kubectl-skouter with the real kubectl and API server.
+
+There is no kubelet to exec through: a shim in the place of kubectl hands everything on but `exec`, which it
+does right here.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ NODE = "plugin-node"
 STATUS = f"""instance skouter
   attached to /sys/fs/cgroup: egress, ingress
 agent (pid 1): follows the API server
-workload group-1: Enforce, enforced
+workload policy-1: Enforce, enforced
   pod {SHOP}/web-10
-workload group-2: Enforce, enforced
+workload policy-2: Enforce, enforced
   pod {SHOP}/web-1, pod {SHOP}/api
   allows example.com (TCP 443)
 """
@@ -141,8 +144,8 @@ def test_the_status_of_a_pod_is_what_names_it(plugin: Plugin) -> None:
     assert status == 0, said
     assert said.splitlines()[0] == f"node {NODE}"
     assert "attached to" in said
-    assert "group-2" in said
-    assert "group-1" not in said
+    assert "policy-2" in said
+    assert "policy-1" not in said
     (called,) = plugin.execs()
     assert called.endswith(f"exec --stdin --namespace {AGENTS} --container agent agent-1 -- skouter status")
 
@@ -151,7 +154,7 @@ def test_the_status_of_a_pod_that_nothing_selects_says_so(plugin: Plugin) -> Non
     status, said = plugin("status", "pod/batch", f"--namespace={SHOP}")
     assert status == 0, said
     assert f"pod {SHOP}/batch is not named there" in said
-    assert "group" not in said
+    assert "policy-" not in said
 
 
 def test_without_a_pod_every_node_is_asked(plugin: Plugin) -> None:
