@@ -216,8 +216,7 @@ class Engine:
 
             adopt_all()
             self.homes.enter(identity, held.number, home)
-            if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
-                self.numbers.judge_anew(int(before.policy))
+            self._leave_policy(before)
             adopt_all()  # what was accepted meanwhile
             held.cgroups[path] = identity
             held.titles |= {path: title} if title else {}
@@ -247,23 +246,40 @@ class Engine:
             self._describe_cgroups(held)
 
     def shut(self, path: Path) -> None:
-        """A cgroup of which it is not known what it may reach: nothing, until it is placed."""
-        with locked(self.where):
-            self._cover(*cgroups.levels(path, 0))
-            self.datapath["workloads"][cgroups.cgroup_id(path)] = (0,)
+        """A cgroup of which nobody knows what it may reach, nor what is below: nothing, unless placed nearer."""
+        self._mark(path, 0)
 
     def exempt(self, path: Path) -> None:
         """A cgroup that is never filtered, whatever is placed around it."""
-        with locked(self.where):
-            self._cover(*cgroups.levels(path, 0))
-            self.datapath["workloads"][cgroups.cgroup_id(path)] = (contract().constant("EXEMPT"),)
+        self._mark(path, contract().constant("EXEMPT"))
+
+    def open(self, path: Path) -> None:
+        """The end of :meth:`shut`."""
+        self._unmark(cgroups.cgroup_id(path), 0)
 
     def unexempt(self, identity: int) -> None:
-        """By its id: the cgroup may be gone."""
+        """The end of :meth:`exempt`, by its id: the cgroup may be gone."""
+        self._unmark(identity, contract().constant("EXEMPT"))
+
+    def _mark(self, path: Path, mark: int) -> None:
+        identity = cgroups.cgroup_id(path)
+        with locked(self.where):
+            self._cover(*cgroups.levels(path, 0))
+            before = self.datapath["workloads"].get(identity)
+            self.datapath["workloads"][identity] = (mark,)
+            self._leave_policy(before)
+            self.homes.leave({int(before.home)} if before is not None else ())
+
+    def _unmark(self, identity: int, mark: int) -> None:
         with locked(self.where):
             found = self.datapath["workloads"].get(identity)
-            if found is not None and int(found.policy) == contract().constant("EXEMPT"):
+            if found is not None and int(found.policy) == mark:
                 self.datapath["workloads"].discard(identity)
+
+    def _leave_policy(self, before: Any) -> None:
+        """What a workload's row said until now: what that policy admitted is asked again."""
+        if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
+            self.numbers.judge_anew(int(before.policy))
 
     def _unplace(self, held: Held, path: Path) -> None:
         identity = held.cgroups.pop(path)
@@ -323,7 +339,7 @@ class Engine:
             left |= set() if found is None else {int(found.home)}
             self.datapath["workloads"].discard(identity)
             self.room.forget(identity)
-        self.homes.leave(left - {0})
+        self.homes.leave(left)
 
     def _trust_local(self, options: Options) -> None:
         for resolver in options.resolvers:

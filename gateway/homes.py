@@ -42,7 +42,9 @@ class Homes:
 
     def leave(self, homes: Collection[int]) -> None:
         """Forgets those of them in which no workload lives any more."""
-        left = set(homes) - {int(row.home) for _, row in self.datapath["workloads"].items()}
+        left = set(homes) - {0}
+        if left:
+            left -= {int(row.home) for _, row in self.datapath["workloads"].items()}
         if not left:
             return
         for key in [(bytes(key.address), int(key.home)) for key, _ in self.datapath["own"].items()]:
