@@ -23,7 +23,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     from gateway.numbers import Options
     from gateway.records import Egress
     from gateway.run import Request, run
-    from routing.own import namespace_cookie, own_addresses
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -45,8 +44,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     options = Options(
         resolvers=tuple(trusted),
         searches=resolvers.searches_from(resolvers.resolv_conf()),
-        own=tuple(own_addresses()),
-        netns=namespace_cookie(),
         trace=True,
         floor=arguments.floor,
         grace=arguments.grace,

@@ -39,7 +39,7 @@ from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles, Texts, understand
 from gateway.states import EngineError
 from gateway.surroundings import Surroundings, look
-from routing.own import changes, drain, namespace_cookie
+from routing.own import changes, drain
 
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
@@ -265,7 +265,7 @@ class _Agent:
         even = self.request.even if around.local_resolvers else self.request.even | {"resolver"}
         wanted = plan(self.selected, self.settings, ids, self.guards, even)
         options = _options(self.settings, around)
-        outcome = await self._at_length(lambda: self.enforcement.apply(wanted, ids, options))
+        outcome = await self._at_length(lambda: self.enforcement.apply(wanted, ids, options, around.home))
         if trio.current_time() > self.swept + RENEW:
             self.swept = trio.current_time()
             await self._at_length(self.enforcement.sweep)
@@ -328,8 +328,6 @@ def _options(settings: Settings, around: Surroundings) -> Options:
     return Options(
         resolvers=around.resolvers,
         searches=around.searches,
-        own=around.own,
-        netns=namespace_cookie(),
         names=True,
         floor=settings.floor,
         grace=settings.grace,

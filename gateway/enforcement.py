@@ -31,6 +31,7 @@ from gateway.plan import EXEMPT, Plan, Wanted
 from gateway.policy import Policy
 from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
+from routing.own import UNKNOWN, Home
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Enforcement:
     def __init__(self, engine: Engine, root: Path, ids: Mapping[str, int]) -> None:
         """Knows from the start what an earlier agent placed among the cgroups that exist."""
         self.engine, self.root = engine, root
+        self.home = UNKNOWN  # until the first plan
         self.held: dict[str, Held] = {}
         self.placed = self._left(ids)
         self._known = set(ids.values())  # cgroups that were there before: a newborn's sockets are its own
@@ -69,13 +71,18 @@ class Enforcement:
             )
         return False
 
-    def apply(self, plan: Plan, ids: Mapping[str, int], options: Options) -> Outcome:
-        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one."""
+    def apply(self, plan: Plan, ids: Mapping[str, int], options: Options, home: Home) -> Outcome:
+        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. All of them
+        live in `home`; those of their processes that live elsewhere decide nothing."""
         outcome = Outcome()
+        stale, self.home = home != self.home, home
         for name, wanted in plan.wanted.items():
             with _told(outcome, f"workload {name}"):
                 self._hold(name, wanted, replace(options, host=name == HOST), outcome)
+        before = dict(self.placed)
         self._place_all(plan, ids, outcome)
+        for path in before.keys() & self.placed.keys() if stale else ():
+            self._rehome(path, before[path])
         self._known = set(ids.values())
         for name in {*self.held, *self.engine.held_names()} - plan.wanted.keys():
             with _told(outcome, f"workload {name}"):
@@ -95,9 +102,9 @@ class Enforcement:
         gone = {int(key) for key, row in table.items() if int(row.policy) not in theirs} - alive
         self._gone = {identity: self._gone.get(identity, now) for identity in gone}
         with locked(self.engine.where):
-            for identity in [identity for identity, since in self._gone.items() if since + LINGER < now]:
-                table.discard(identity)
-                self.engine.forget_rings(identity)
+            over = [identity for identity, since in self._gone.items() if since + LINGER < now]
+            self.engine.forget_workloads(over)
+            for identity in over:
                 del self._gone[identity]
         self.engine.numbers.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
@@ -150,11 +157,16 @@ class Enforcement:
         if name == EXEMPT:
             self.engine.exempt(folder)
         else:
-            told = self.engine.place(self.held[name], folder, adopting=now[0] in self._known)
+            told = self.engine.place(self.held[name], folder, self.home, adopting=now[0] in self._known)
         self.placed[path] = now
         if before and before[1] != name and self._has(before[1], folder):
             self.engine.hand_over(self.held[before[1]], folder)
         return told
+
+    def _rehome(self, path: str, before: tuple[int, str]) -> None:
+        folder, name = self._folder(path), before[1]
+        if self.placed[path] == before and self._has(name, folder):
+            self.engine.rehome(self.held[name], folder, self.home)
 
     def _unplace(self, path: str, identity: int, name: str) -> None:
         folder = self._folder(path)
