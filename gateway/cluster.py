@@ -24,7 +24,8 @@ class Pod:
 
     `cgroup_uid` is what its cgroup is named by: the UID, but for a static pod the hash of its configuration
     (annotation kubernetes.io/config.hash), since the API knows only its mirror. `added` are capabilities that
-    some container of it asks for; a privileged one asks for ALL.
+    some container of it asks for; a privileged one asks for ALL. `dropped` are those that each of them drops
+    (ALL, too): what a runtime gives by default, NET_RAW for one, a pod has unless all its containers drop it.
     """
 
     uid: str
@@ -35,6 +36,7 @@ class Pod:
     host_network: bool = False
     runtime_class: str = ""
     added: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
     dns_policy: str = "ClusterFirst"
     searches: tuple[str, ...] = ()  # of its own dnsConfig
     owner: str = ""  # "DaemonSet skouter": who controls it
@@ -61,8 +63,9 @@ class Node:
 class Cluster:
     """Everything that policies of this node hang on.
 
-    `resolvers` are the cluster's DNS servers as a pod may see them, address and port: of the Service, of its
-    endpoints, of the node's own cache. `ranges` are the networks of pods and Services.
+    `resolvers` are the servers of the cluster's DNS, addresses and ports as a pod may see them: the
+    Service's, its endpoints', the node's own cache. `ranges` are the networks that pods and Services have, as
+    far as the API tells them to a node: those of this node's pods, and of Services where it has ServiceCIDRs.
     """
 
     node: Node

@@ -11,7 +11,7 @@ GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
     *("names", "patterns", "schema", "addresses", "records", "yaml_nodes", "reading", "documents", "cluster"),
     *("selection", "policy", "services", "dfa", "tables", "explain", "settings", "plan", "report", "journal"),
-    *("kubelet", "groups", "pods"),
+    *("api_objects", "conditions", "pod_events", "kubelet", "groups", "pods"),
 )  # each may import those before it
 
 ALLOWED = {
