@@ -246,7 +246,7 @@ class Engine:
             self._describe_cgroups(held)
 
     def shut(self, path: Path) -> None:
-        """A cgroup of which nobody knows what it may reach, nor what is below: nothing, unless placed nearer."""
+        """A cgroup of which nobody knows what it may reach, nor what is below: nothing but what is nearer."""
         self._mark(path, 0)
 
     def exempt(self, path: Path) -> None:

@@ -9,14 +9,14 @@ The rules this file must obey:
 * One number for one thing, after the change: of several the one with the most pods is it, then the first.
 * Deterministic: the same before and the same wish make the same after.
 
-The order in which this is carried out (enforcement.py): numbers say what they are to say, then pods move, then
-numbers that nobody is under are released.
+The order in which this is carried out (enforcement.py): numbers say what they are to say, then pods move,
+then numbers that nobody is under are released.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
@@ -38,17 +38,18 @@ def assign(
     staying: Collection[str],
     at: Mapping[str, str],
     said: Mapping[str, Key | None],
+    leaving: Collection[str] = (),
 ) -> Groups[Key]:
     """Groups for all pods of `wanted` (to what each is to be held) and for the `staying` ones.
 
-    `at`: where each pod is now, those that have gone may be in it; `said`: what each group says now, None where
-    that is not known any more.
+    `at`: where each pod is now, those that have gone may be in it; `said`: what each group says now, None
+    where that is not known any more; `leaving` pods are to be in no group.
     """
     under: dict[str, list[str]] = {name: [] for name in said}
     for pod in sorted([*wanted, *staying]):
         if pod in at:
             under[at[pod]].append(pod)
-    pinned = {at[pod] for pod in staying if pod in at}
+    pinned = {at[pod] for pod in (*staying, *leaving) if pod in at}
     says = {name: _says(name, under[name], wanted, said, pinned) for name in said}
     home = _homes(says, under, wanted, said)
     names = _fresh(said)
@@ -90,7 +91,7 @@ def _homes(
     return home
 
 
-def _fresh(said: Collection[str]) -> Iterable[str]:
+def _fresh(said: Collection[str]) -> Iterator[str]:
     return (name for name in (f"{GROUP}{number}" for number in count(1)) if name not in said)
 
 

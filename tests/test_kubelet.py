@@ -105,8 +105,10 @@ def test_nobody_nests_a_pod_into_a_pod() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [f"/k8s.slice/k8s-deep.slice/k8s-deep-kubepods.slice/k8s-deep-kubepods-pod{FLAT}.slice"]
-    + [f"/k8s/deep/kubepods/pod{UID}"],
+    [
+        f"/k8s.slice/k8s-deep.slice/k8s-deep-kubepods.slice/k8s-deep-kubepods-pod{FLAT}.slice",
+        f"/k8s/deep/kubepods/pod{UID}",
+    ],
 )
 def test_a_root_of_ones_own(path: str) -> None:
     found = read(path, "/k8s/deep")
