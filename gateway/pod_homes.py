@@ -16,6 +16,7 @@ Source: runc's and crun's creation of a container; proc_pid_stat(5), field 22.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,19 +40,22 @@ class PodHomes:
     known: dict[str, Home] = field(default_factory=dict)
     waiting: dict[str, float] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
-    _left: dict[int, int] = field(default_factory=dict)
+    _left: Mapping[int, int] = field(default_factory=dict)
 
-    def remember(self, homes: dict[int, int]) -> None:
+    def remember(self, homes: Mapping[int, int]) -> None:
         """What an earlier agent knew: a cgroup's id to its home's."""
         self._left = homes
 
-    def keep(self, ids: dict[str, int]) -> None:
+    def keep(self, ids: Mapping[str, int]) -> None:
         """Forgets all but these pods: path to the cgroup's id."""
         for path in [path for path, identity in self._ids.items() if ids.get(path) != identity]:
             del self._ids[path]
             self.known.pop(path, None)
             self.waiting.pop(path, None)
         self._ids |= ids
+
+    def kept(self) -> set[str]:
+        return set(self._ids)
 
     def look(self, path: str, now: float) -> bool:
         """Whether anything is new about a pod that is kept."""

@@ -116,26 +116,30 @@ def place(
     node: Lookups,
     settings: ClusterSettings,
     own_uid: str = "",
+    placed: Collection[str] = (),
 ) -> dict[str, Placement]:
-    """Cgroup of a pod to its placement, for the pods that can be placed. `own_uid`: the agent's own pod's."""
+    """Cgroup of a pod to its placement, for the pods that can be placed.
+
+    `own_uid`: the agent's own pod's; `placed`: cgroups that were placed before.
+    """
     selection.follow(cluster, settings.exempt_namespaces)
     known = {kubelet.same_uid(uid): pod for uid, pod in cluster.pods.items()}
     own = known.get(kubelet.same_uid(own_uid))
-    placed = {}
+    found_out: dict[str, Placement] = {}
     for path, found in kubelet.pods(cgroups, settings.cgroup_root).items():
         pod = known.get(found.uid)
-        if pod is not None and pod.namespace in cluster.namespaces:
-            is_agent = own is not None and (
-                pod == own or (own.owner != "" and _controller(pod) == _controller(own))
-            )
-            placed[path] = (
-                Placement(f"{pod}") if is_agent else _placement(pod, cluster, selection, node, settings)
-            )
-        elif found.uid == kubelet.same_uid(own_uid):
-            placed[path] = Placement("the agent's own pod")
-        elif found.is_static and pod is None:
-            placed[path] = Placement(f"{UNKNOWN_YET}: {found.uid}")
-    return placed
+        if found.uid == kubelet.same_uid(own_uid) or (pod and own and _is_agent(pod, own)):
+            found_out[path] = Placement(str(pod or "the agent's own pod"))
+        elif pod is not None and pod.namespace in cluster.namespaces:
+            found_out[path] = _placement(pod, cluster, selection, node, settings)
+        elif pod is None and found.is_static and path not in placed:
+            found_out[path] = Placement(f"{UNKNOWN_YET}: {found.uid}")
+    return found_out
+
+
+def _is_agent(pod: Pod, own: Pod) -> bool:
+    """Whether it is of the same controller: when it is rolled out, there are two on a node."""
+    return pod == own or (own.owner != "" and (pod.namespace, pod.owner) == (own.namespace, own.owner))
 
 
 def _placement(
@@ -146,10 +150,6 @@ def _placement(
         return Placement(str(pod), host_network=pod.host_network)
     terms = Terms(policy, _resolvers(pod, cluster, node, settings), _searches(pod, node, settings))
     return Placement(str(pod), terms, objects, pod.host_network, uncontained(pod, settings))
-
-
-def _controller(pod: Pod) -> tuple[str, str]:
-    return pod.namespace, pod.owner
 
 
 # ---- DNS ------------------------------------------------------------------------------------------------
