@@ -58,11 +58,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`since` is in seconds since 1970; `error` is the last one, also of what works again."""
+    """`since` is in seconds since 1970; `errors` are sentences, one for each list that can't be followed;
+    `error` is the last one, also of what works again."""
 
     connected: bool
     since: float
     error: str = ""
+    errors: tuple[str, ...] = ()
 
 
 class Kubernetes:
@@ -141,9 +143,9 @@ class Kubernetes:
         errors = [each.error for each in self._lists.values() if each.error]
         if self._lists["node"].listed and not self._here:
             errors.append(f"there is no node {self.node_name!r}: set NODE_NAME to spec.nodeName")
-        connected = not errors and all(each.listed for each in self._lists.values())
+        connected = not errors and all(each.connected for each in self._lists.values())
         since = self.health.since if connected == self.health.connected else time.time()
-        self.health = Health(connected, since, errors[0] if errors else self.health.error)
+        self.health = Health(connected, since, errors[0] if errors else self.health.error, tuple(errors))
 
     def _tell_what_is_unreadable(self, follower: Follower) -> None:
         """Of such an object nobody else hears."""
