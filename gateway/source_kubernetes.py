@@ -94,6 +94,11 @@ class Kubernetes:
             self._cluster = self._snapshot()
         return self._cluster
 
+    @property
+    def trouble(self) -> str:
+        """Why a condition or an Event could not be written; empty once one was again."""
+        return self._writer.error
+
     async def changed(self) -> None:
         """Returns when something changed since it last returned, however much."""
         await self._news.wait()

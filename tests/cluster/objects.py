@@ -6,6 +6,7 @@ an object that nobody checked is a question of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.cluster.apiserver import ApiServer
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OURS = f"/apis/{API_VERSION}"
+NODE = "node-a"
 PATIENCE = 60.0  # seconds: others may need this machine, too
 
 Data = dict[str, Any]
@@ -54,6 +56,32 @@ def definition(kind: str) -> Data:
             "versions": [version],
         },
     }
+
+
+def define(api: ApiServer, kind: str) -> None:
+    """Served when this returns."""
+    create(api, DEFINITIONS, definition(kind))
+    wait_until_served(api, kind, True)
+
+
+def undefine(api: ApiServer, kind: str) -> None:
+    """Gone, with all that it defined, when this returns."""
+    delete(api, f"{DEFINITIONS}/{PLURALS[kind]}.egress.skouter")
+    wait_until_served(api, kind, False)
+
+
+def wait_until_served(api: ApiServer, kind: str, wanted: bool) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while is_served(api, kind) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_served(api: ApiServer, kind: str) -> bool:
+    try:
+        return api.request("GET", f"{OURS}/{PLURALS[kind]}")[0] == 200
+    except ValueError:
+        return False  # of a group without a kind the server says so in plain text
 
 
 def egress(name: str, *domains: str, spec: Mapping[str, object] | None = None) -> Data:

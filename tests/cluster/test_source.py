@@ -12,16 +12,14 @@ import trio
 
 from gateway.follow import Pace
 from gateway.records import Egress, ExternalWorkload
-from gateway.schema import KINDS
 from gateway.source_kubernetes import PLURALS, Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Answer, Gate
 from tests.cluster.objects import (
-    DEFINITIONS,
     OURS,
     PATIENCE,
     create,
-    definition,
+    define,
     delete,
     egress,
     following,
@@ -29,6 +27,7 @@ from tests.cluster.objects import (
     off,
     patch,
     pod,
+    undefine,
     until,
 )
 
@@ -38,65 +37,6 @@ ASKED = Asked(pace=FAST, spread=0.5)
 SYSTEM = "/api/v1/namespaces/kube-system"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-
-
-@pytest.fixture(scope="module")
-def server(programs: Path) -> Iterator[ApiServer]:
-    """One that may be killed."""
-    with ApiServer(programs) as api:
-        for kind in KINDS:
-            define(api, kind)
-        create(api, "/api/v1/nodes", {"metadata": {"name": NODE}, "spec": {"podCIDRs": ["10.1.0.0/24"]}})
-        yield api
-
-
-@pytest.fixture
-def space(server: ApiServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of this test; what it held is gone afterwards, from it and from the whole cluster."""
-    name = f"t{abs(hash(request.node.name)) % 10**8}"
-    create(server, "/api/v1/namespaces", {"metadata": {"name": name}})
-    yield name
-    delete(server, f"{OURS}/namespaces/{name}/egresses")
-    delete(server, f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
-    for plural in ("clusteregresses", "externalworkloads"):
-        delete(server, f"{OURS}/{plural}")
-
-
-@pytest.fixture
-def gate(server: ApiServer) -> Iterator[Gate]:
-    with Gate(server) as made:
-        yield made
-
-
-@pytest.fixture
-def through(gate: Gate, tmp_path: Path) -> Path:
-    return gate.kubeconfig(tmp_path / "kubeconfig")
-
-
-def define(api: ApiServer, kind: str) -> None:
-    """Served when this returns."""
-    create(api, DEFINITIONS, definition(kind))
-    wait_until_served(api, kind, True)
-
-
-def undefine(api: ApiServer, kind: str) -> None:
-    """Gone, with all that it defined, when this returns."""
-    delete(api, f"{DEFINITIONS}/{PLURALS[kind]}.egress.skouter")
-    wait_until_served(api, kind, False)
-
-
-def wait_until_served(api: ApiServer, kind: str, wanted: bool) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while is_served(api, kind) != wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_served(api: ApiServer, kind: str) -> bool:
-    try:
-        return api.request("GET", f"{OURS}/{PLURALS[kind]}")[0] == 200
-    except ValueError:
-        return False  # of a group without a kind the server says so in plain text
 
 
 def egresses(space: str, name: str = "") -> str:
