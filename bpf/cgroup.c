@@ -17,6 +17,7 @@
 #include <linux/in.h>
 #include <linux/in6.h>
 
+#include "reasons.h"
 #include "contract.h"
 #include "packet.h"
 #include "verdict.h"
@@ -53,7 +54,7 @@ static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32
 /* Whether an address is one of the workload's network namespace. */
 static __always_inline int is_own(const struct subject *who, const u8 *address)
 {
-	struct grant_key key ALIGNED = {.policy = who->policy};
+	struct own_key key ALIGNED = {.home = who->home};
 
 	copy_address(key.address, address);
 	return own.lookup(&key) != NULL;

@@ -1,8 +1,8 @@
-/* contract.h: all that the kernel half and the Python half must agree on, and nothing else.
+/* contract.h: all that the kernel half and the Python half must agree on (with reasons.h), and nothing else.
  *
  * Rules this file obeys:
  *   - Plain structs, enums and MAP() lines only: the compiler reads it as C, contract.py reads the same
- *     text with cffi. There is no second copy of any layout.
+ *     text with cffi, behind that of reasons.h. There is no second copy of any layout.
  *   - Every struct is laid out without implicit padding, because the kernel compares keys byte by byte.
  *   - Addresses are 16 bytes; IPv4 is written as v4-mapped (RFC 4291 2.5.5.2). Ports in tuples and in LPM
  *     keys are in network order. Times are nanoseconds of CLOCK_BOOTTIME.
@@ -41,73 +41,6 @@ enum limit {
 	DNS_PORT = 53,
 };
 
-/* Why a packet passed or not. Every value has a sentence in events.py. */
-enum reason {
-	NONE,
-	/* passed */
-	ALLOWED,                  /* a peer of the policy admits it */
-	ESTABLISHED,              /* its flow was admitted before */
-	LOOPBACK,
-	RESOLVER,                 /* to a trusted DNS server */
-	INBOUND,                  /* answers what came in from outside */
-	NEIGHBOUR,                /* IPv6 neighbour discovery on the link, hop limit 255 */
-	HOUSEKEEPING,             /* a host's own: DHCP, and what its kernel answers */
-	/* dropped */
-	UNCLASSIFIED,             /* a workload nobody has given a policy yet */
-	UNREADABLE,               /* headers cut short, or of an unknown version */
-	FRAGMENT,                 /* hand-made: the kernel fragments after this hook */
-	IP_OPTION,                /* an option not known to be harmless */
-	SOURCE_ROUTE,             /* an option or routing header naming another destination */
-	EXTENSION_HEADER,         /* an IPv6 extension header that is not followed, or too many */
-	ICMP_ERROR,               /* a socket's own ICMP error: it could carry data out */
-	SPOOFED,                  /* over loopback with a source that is not the workload's own */
-	NOT_ALLOWED,              /* no peer of the policy holds the address */
-	PORT_NOT_ALLOWED,         /* a peer holds the address, but not for this protocol and port */
-	EXPIRED,                  /* the name's grant ran out */
-	WITHDRAWN,                /* the peer that admitted the flow is no longer in the policy */
-	FLOWS_FULL,               /* the workload has as many open flows of datagrams as it may */
-	QUESTION_REFUSED,         /* for a name that no peer matches, where only allowed names may be asked for */
-	QUESTION_UNREAD,          /* the same for DNS over TCP, which is not read */
-	/* told of DNS */
-	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
-	QUESTIONS_FULL,
-	LEARNED,                  /* an address that a name of the policy now grants */
-	SEEN,                     /* an address of a name that no peer matches (told with TRACE or NAMES) */
-	ANSWER_UNASKED,           /* matches no open question of this socket */
-	ANSWER_LATE,              /* its question is older than QUESTION_SECONDS */
-	ANSWER_UNREADABLE,        /* not a well-formed message (RFC 1035 4.1) */
-	ANSWER_TRUNCATED,         /* TC: what is readable was learned */
-	ANSWER_LONG,              /* more than MESSAGE bytes or RECORDS addresses */
-	ANSWER_BUSY,              /* no slate was free */
-	NEVER_LEARNED,            /* an address that DNS may not teach */
-	GRANT_CROWDED,            /* a grant of another name on this address was replaced */
-	NAME_FULL,                /* a peer has as many addresses as it may */
-	GRANTS_FULL,
-	INBOUND_FULL,             /* a peer outside that might still be answered made room for another */
-	EVENTS_LOST,
-	REASONS,
-};
-
-enum flag {
-	AUDIT = 1,                /* drop nothing, tell what would have been dropped */
-	TRACE = 2,                /* tell admitted flows and learned addresses too, without a rate limit */
-	RESOLVER_PORTS = 4,       /* some resolver of this policy listens on another port than 53 */
-	ONLY_ALLOWED_NAMES = 8,   /* refuse questions for names that no peer matches */
-	PATTERNS = 16,            /* there is an automaton */
-	HOST = 32,                /* the workload is the host: what keeps it on its network passes */
-	OWN_SOURCES = 64,         /* `own` has all addresses of its network namespace */
-	NAMES = 128,              /* tell the addresses of answers too, at a limited rate */
-};
-
-enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
-
-enum verdict { DROP, PASS, WOULD_DROP };
-
-/* What one stage hands to the next in the packet's control block; two versions may share one table of stages. */
-enum control { CB_SLATE, CB_OFFSET, CB_HOOK, CB_WORKLOAD, CB_WORKLOAD_HIGH };
-
-enum stage { STAGE_QUESTION, STAGE_ASK, STAGE_ANSWER, STAGE_PATTERNS, STAGE_RECORDS, STAGE_GRANTS, STAGES };
-
 struct settings {
 	__u32 shallowest;         /* cgroup levels at which workloads may lie, the root being 0 */
 	__u32 deepest;
@@ -124,11 +57,18 @@ struct policy {
 	__u32 flags;
 	__u32 floor;              /* seconds: a grant lasts max(TTL, floor) + grace */
 	__u32 grace;
-	__u64 netns;              /* cookie of the workload's network namespace; 0: not asked */
 };
 
+/* Workloads of one policy may live in different network namespaces: so each row says where. */
 struct workload {
 	__u32 policy;
+	__u32 flags;              /* OWN_SOURCES, COOKIE: added to the policy's */
+	__u64 home;               /* its network namespace's cookie, else its inode's number; 0: not asked */
+};
+
+struct own_key {
+	__u8 address[16];
+	__u64 home;
 };
 
 struct resolver_key {
@@ -367,7 +307,7 @@ struct slate {
 MAP(array, settings, __u32, struct settings, 1)
 MAP(array, policies, __u32, struct policy, POLICIES)
 MAP(hash, workloads, __u64, struct workload, 65536)
-MAP(hash, own, struct grant_key, __u32, 65536)
+MAP(hash, own, struct own_key, __u32, 65536)
 MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
 MAP(lpm, suffixes, struct name_key, struct suffixes, 65536)

@@ -1,6 +1,6 @@
-"""The layouts of contract.h as Python sees them.
+"""The layouts of contract.h and reasons.h as Python sees them.
 
-The header is read twice and written once: the compiler takes it as C, this module takes the same text with
+They are read twice and written once: the compiler takes them as C, this module takes the same text with
 cffi. What is not C (the ``MAP(kind, name, key, value, entries)`` lines) is read here into :class:`Map`.
 """
 
@@ -124,4 +124,4 @@ class Contract:
 @cache
 def contract() -> Contract:
     """The contract this installation was built with."""
-    return Contract((files("bpf") / "contract.h").read_text())
+    return Contract("".join((files("bpf") / name).read_text() for name in ("reasons.h", "contract.h")))

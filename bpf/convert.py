@@ -38,9 +38,11 @@ class Conversion:
     def __init__(self, old: Contract, new: Contract) -> None:
         self.old, self.new = old, new
         self.same_reasons = old.enumerators("reason") == new.enumerators("reason")
+        flags = None if old.enumerators("flag") == new.enumerators("flag") else self._flags
         self._translated = {
             "flow.state": None if self.same_reasons else self._reason,
-            "policy.flags": None if old.enumerators("flag") == new.enumerators("flag") else self._flags,
+            "policy.flags": flags,
+            "workload.flags": flags,
             "workload.policy": self._number if self._exempt(old) != self._exempt(new) else None,
         }
 
@@ -152,7 +154,7 @@ class Conversion:
         for bit, name in self.old.enumerators("flag").items():
             if number & bit:
                 if name not in known:
-                    raise DoesNotFitError(f"policy.flags has {name}, which this version does not know")
+                    raise DoesNotFitError(f"a row's flags have {name}, which this version does not know")
                 found |= known[name]
         return found
 

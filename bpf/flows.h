@@ -47,9 +47,10 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 		policy = policies.lookup(&who->policy);
 		if (!policy)
 			return 0;
-		who->flags = policy->flags;
+		who->flags = policy->flags | found->flags;
 		who->generation = policy->generation;
-		who->netns = policy->netns;
+		who->home = found->home;
+		who->netns = found->flags & COOKIE ? found->home : 0;
 		return 1;
 	}
 	return 0;

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from bpf import kernel
+from bpf import homes, kernel
 from bpf.contract import Contract, Map, contract
 from bpf.convert import Conversion, Convert, DoesNotFitError
 from bpf.datapath import Datapath
@@ -64,6 +64,7 @@ class Migration:
             self.old[name] = kernel.get(folder / name)
             check_layout(self.old[name], wanted, folder / name)
         self.shared = [name for name in layout.maps if name in new.tables]
+        self.keys, self.values = homes.translations(layout, self.old["policies"])
 
     def prepare(self) -> None:
         """Puts the new half into the shadow, and gives it all policies."""
@@ -203,9 +204,10 @@ class Rows:
         self.layout: Map = migration.layout.maps[name]
         self.wanted: Map = contract().maps[name]
         self.fd, self.new = migration.old[name], migration.new[name]
-        self.key = migration.conversion.of(self.layout.key, self.wanted.key)
+        convert = migration.conversion.of
+        self.key = migration.keys.get(name) or convert(self.layout.key, self.wanted.key)
         self.back = Conversion(contract(), migration.layout).of(self.wanted.key, self.layout.key)
-        self.convert: Convert = migration.conversion.of(self.layout.value, self.wanted.value)
+        self.convert = migration.values.get(name) or convert(self.layout.value, self.wanted.value)
 
     def keys_of_old(self) -> Iterator[bytes]:
         """Listed before anything is done with them: a walk along with changes begins again and again."""

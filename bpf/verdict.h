@@ -18,7 +18,8 @@ struct subject {
 	u64 workload;
 	u64 socket;               /* cookie */
 	u64 peer;
-	u64 netns;
+	u64 home;                 /* the network namespace whose addresses are its own */
+	u64 netns;                /* and by which its sockets are known; 0 where none is */
 	u32 policy;
 	u32 flags;
 	u32 generation;

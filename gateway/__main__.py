@@ -23,7 +23,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     from gateway.numbers import Options
     from gateway.records import Egress
     from gateway.run import Request, run
-    from routing.own import namespace_cookie, own_addresses
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -45,8 +44,6 @@ def do_run(arguments: argparse.Namespace) -> int:
     options = Options(
         resolvers=tuple(trusted),
         searches=resolvers.searches_from(resolvers.resolv_conf()),
-        own=tuple(own_addresses()),
-        netns=namespace_cookie(),
         trace=True,
         floor=arguments.floor,
         grace=arguments.grace,
@@ -56,13 +53,23 @@ def do_run(arguments: argparse.Namespace) -> int:
 
 
 def do_agent(arguments: argparse.Namespace) -> int:
-    from gateway import place
-    from gateway.agent import Request, run
+    import os
 
+    from gateway import place
+    from gateway.agent import NodeOf, Request, run
+
+    node = None
+    if arguments.kubernetes:
+        name = arguments.node_name or os.environ.get("NODE_NAME", "")
+        if not name:
+            raise UsageError(
+                "--kubernetes: which node is this? Set NODE_NAME to spec.nodeName, or --node-name"
+            )
+        node = NodeOf(name, arguments.kubeconfig)
     if not arguments.config.is_file() and arguments.config != CONFIG:
         raise UsageError(f"--config {arguments.config}: no such file; leave it out for the defaults")
     policies, config = arguments.policy_dir.absolute(), arguments.config.absolute()
-    return run(Request(policies, config, frozenset(arguments.even), arguments.root), place.find())
+    return run(Request(policies, config, frozenset(arguments.even), arguments.root, node), place.find())
 
 
 def do_wait(arguments: argparse.Namespace) -> int:

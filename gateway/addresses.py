@@ -13,6 +13,7 @@ import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Server = tuple[Address, int]  # and the port on which it answers
 
 V4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 

@@ -1,14 +1,16 @@
-"""`skouter agent`: a daemon that holds units, cgroups and the host itself to policies from files.
+"""`skouter agent`: a daemon that holds units, cgroups, pods and the host itself to their policies.
+
+Policies come from files, and on the node of a cluster from its API: then the files have what the host keeps
+when a policy selects it.
 
 Rules this file obeys:
 
 - One nursery. A task that fails ends the agent with a message and a status that is not 0, a signal ends it
   with 0; what is enforced stays enforced in every case. Only `skouter off` opens.
-- Files are read and understood as one set. Where that is not good the last good one stays, also that of an
-  earlier agent; without any the agent does not start.
+- Without any good set of files the agent does not start; without the API's word on everything it enforces
+  nothing new, and leaves everything as it is.
 - What may take long (parsing, the engine) runs in a thread, one thing at a time, so that the log goes on
   meanwhile. What hangs stops the watchdog.
-- What was said is not said again until it changes.
 """
 
 from __future__ import annotations
@@ -19,27 +21,32 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from bpf import kernel
 from bpf.events import SENTENCES, decode
-from gateway import lifelines, source_files
+from gateway import kubelet, lifelines
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
-from gateway.enforcement import Enforcement
+from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
+from gateway.good_files import GoodFiles
 from gateway.journal import Journal
-from gateway.notify import ERR, NOTICE, WARNING, Notifier, say
+from gateway.node_pods import NodePods, refuse_version_1
+from gateway.notify import NOTICE, WARNING, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
-from gateway.plan import Guard, believable, is_of_interest, plan, select
+from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
 from gateway.settings import Settings
-from gateway.source_files import Documents, PolicyFiles, Texts, understand
+from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
 from gateway.surroundings import Surroundings, look
-from routing.own import changes, drain, namespace_cookie
+from routing.own import changes, drain
+
+if TYPE_CHECKING:
+    from gateway.source_kubernetes import Kubernetes
 
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
@@ -57,6 +64,15 @@ class Request:
     config: Path
     even: frozenset[str] = frozenset()
     root: str = "/"
+    node: NodeOf | None = None
+
+
+@dataclass(frozen=True)
+class NodeOf:
+    """The cluster that this host is a node of, and its name there; no `kubeconfig`: the pod's own account."""
+
+    name: str
+    kubeconfig: Path | None = None
 
 
 def run(request: Request, where: Place) -> int:
@@ -88,14 +104,18 @@ class _Agent:
             raise EngineError(f"--root {request.root}: no such cgroup; write a path below {where.hierarchy}")
         self.board = undo.enter_context(closing(Board(where)))
         self.notifier = undo.enter_context(closing(Notifier()))
-        self.files = undo.enter_context(closing(PolicyFiles(request.policies, request.config)))
+        self.files = undo.enter_context(
+            closing(PolicyFiles(request.policies, request.config, request.node is not None))
+        )
+        self.good = GoodFiles(self.files, where.kept, self._at_length)
         self.journal = Journal(SENTENCES)
-        self.texts = source_files.kept(where.kept)
-        self.seen: Texts | None = None  # when the files were read last, good or not
-        self.problems: tuple[str, ...] = ()
+        self.source = _source(request.node)
+        self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
+        self.stirred: set[str] = set()
         self.guards: frozenset[Guard] = frozenset()
         self.listening: dict[str, trio.CancelScope] = {}
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
+        self.is_ready, self.looked = False, float("-inf")
         self.busy_since: float | None = None
         self.attached, self.swept = True, float("-inf")
 
@@ -104,21 +124,29 @@ class _Agent:
             async with trio.open_nursery() as self.nursery:
                 self.nursery.start_soon(self._obey, signals)
                 await self._begin()
-                for task in (self._keep_up, self._follow_files, self._follow_cgroups):
+                for task in (self._keep_up, self._follow_files, self._follow_cgroups, self._follow_cluster):
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self._tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
 
     async def _begin(self) -> None:
         self._take(await self._first_documents())
-        settings = self.settings
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
-        self.tree = CgroupTree(self.root, lambda path: is_of_interest(settings, path))
+        self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
         self.enforcement = Enforcement(engine, self.root, self.tree.ids)
-        self.surroundings = await self._at_length(lambda: look(settings))
+        if self.pods:
+            refuse_version_1(self.root, self.tree.ids, self.settings)
+            await self._at_length(self.pods.find_server)
+            self.pods.homes.remember(self.enforcement.homes_left())
+        self.surroundings = await self._at_length(lambda: look(self.settings))
         status = await self._enforce()
+        if not self.source:
+            self._say_ready(status)
+
+    def _say_ready(self, status: str) -> None:
+        self.is_ready = True
         say(f"ready: {status}")
         self.notifier.ready(status)
 
@@ -136,16 +164,28 @@ class _Agent:
     async def _keep_up(self) -> None:
         """One change after the other, however many ask for it."""
         while True:
-            await self.asked.wait()
+            await self._wait_for_work()
             self.asked, read, self.must_read = trio.Event(), self.must_read, False
             if read:
                 self.notifier.reloading()
                 await self._reload()
             status = await self._enforce()
-            if read:
+            if not self.is_ready and self.pods and self.pods.cluster:
+                self._say_ready(status)
+            elif read and self.is_ready:
                 self.notifier.ready(status)
             else:
                 self.notifier.status(status)
+
+    async def _wait_for_work(self) -> None:
+        """Until somebody asks, or a pod has come to its network: of that nobody tells."""
+        while not self.asked.is_set():
+            pause = self.pods.homes.pause(trio.current_time()) if self.pods else None
+            with trio.move_on_after(float("inf") if pause is None else pause):
+                await self.asked.wait()
+            now = trio.current_time()
+            if self.pods and pause is not None and await trio.to_thread.run_sync(self.pods.look_again, now):
+                return
 
     async def _follow_files(self) -> None:
         while True:
@@ -155,7 +195,18 @@ class _Agent:
     async def _follow_cgroups(self) -> None:
         while True:
             await self.tree.changed()
+            self.stirred |= self.tree.stirred
+            self.tree.stirred = set()
             self._ask()
+
+    async def _follow_cluster(self) -> None:
+        if self.source is None or self.pods is None:
+            return
+        await self.nursery.start(self.source.run)
+        while True:
+            self.pods.cluster = self.source.cluster
+            self._ask()
+            await self.source.changed()
 
     async def _look_around(self) -> None:
         """Addresses are told by the kernel as they change; what nobody tells is looked at again and again."""
@@ -202,57 +253,29 @@ class _Agent:
         self.asked.set()
 
     async def _first_documents(self) -> Documents:
-        documents = await self._read()
-        if documents is None and self.texts is not None:
-            documents, _ = understand(self.texts, str(self.request.config))
+        documents = await self.good.first()
         if documents is None:
             raise EngineError(f"no policy to enforce yet, mend the files above; {LEFT}")
         return documents
 
     async def _reload(self) -> None:
-        if documents := await self._read():
+        if documents := await self.good.read():
             self._take(documents)
-        settings = self.settings
-        self.tree.watch(lambda path: is_of_interest(settings, path))
+        self.tree.watch(self._is_of_interest)
         self.guards, self.must_find = frozenset(), True
-        self.surroundings = await self._at_length(lambda: look(settings))
+        self.surroundings = await self._at_length(lambda: look(self.settings))
 
     def _take(self, documents: Documents) -> None:
-        self.settings = documents.settings
-        self.selected = select(documents.objects, documents.settings)
+        self.settings, self.objects = documents.settings, documents.objects
+        self.selected = select(self.objects, self.settings)
 
-    async def _read(self) -> Documents | None:
-        """The files, if they are good as a whole; every problem is told."""
-        texts, unreadable = self.files.read()
-        documents, wrong = await self._at_length(
-            lambda: understand(texts, str(self.request.config), self.texts)
-        )
-        before, self.problems = self.problems, tuple(map(str, (*unreadable, *wrong)))
-        if (texts, self.problems) != (self.seen, before):
-            self._tell_problems(was_bad=bool(before))
-        self.seen = texts
-        if documents is None or self.problems:
-            return None
-        if texts != self.texts:
-            say(f"files read: {len(texts.policies)}, objects: {len(documents.objects)}", NOTICE)
-            self.texts = texts
-            await self._at_length(self._keep)
-        return documents
+    def _is_of_interest(self, path: str) -> bool:
+        root = self.settings.cluster.cgroup_root
+        return is_of_interest(self.settings, path) or bool(self.pods and kubelet.is_of_interest(path, root))
 
-    def _tell_problems(self, was_bad: bool) -> None:
-        for problem in self.problems:
-            say(problem, ERR)
-        if self.problems and self.texts is not None:
-            say("the last good set of files stays in force", ERR)
-        elif was_bad and not self.problems:
-            say("the files are good again", NOTICE)
-
-    def _keep(self) -> None:
-        assert self.texts is not None
-        try:
-            source_files.keep(self.where.kept, self.texts)
-        except OSError as error:
-            say(f"{self.where.kept}: {error.strerror}: a restart on broken files has an older set", ERR)
+    def _is_pod(self, path: str) -> bool:
+        found = kubelet.read(path, self.settings.cluster.cgroup_root) if self.pods else None
+        return found is not None and found.is_pod
 
     async def _enforce(self) -> str:
         """Makes the kernel what the documents say; the state of things in a sentence."""
@@ -263,12 +286,24 @@ class _Agent:
             self.must_find = False
             await self._find_lifelines(around)
         even = self.request.even if around.local_resolvers else self.request.even | {"resolver"}
-        wanted = plan(self.selected, self.settings, ids, self.guards, even)
-        options = _options(self.settings, around)
-        outcome = await self._at_length(lambda: self.enforcement.apply(wanted, ids, options))
+        stirred, self.stirred = self.stirred, set()
+        now = trio.current_time()
+
+        def enforce() -> tuple[Plan, Outcome]:
+            options = _options(self.settings, around)
+            if self.pods is None:
+                wanted = plan(self.selected, self.settings, ids, self.guards, even)
+                return wanted, self.enforcement.apply(wanted, ids, options, around.home)
+            view = self.pods.view(self.settings, self.objects)
+            wanted = plan(view.selected, self.settings, ids, self.guards, even)
+            wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
+            return wanted, self.enforcement.apply(wanted, ids, options, around.home, self.pods.homes.known)
+
+        wanted, outcome = await self._at_length(enforce)
         if trio.current_time() > self.swept + RENEW:
             self.swept = trio.current_time()
             await self._at_length(self.enforcement.sweep)
+            self.stirred |= self.pods.homes.kept() if self.pods else set()
         self._listen_to_all()
         failed = [*outcome.failed, *(line for line in wanted.told if line.startswith("NOT ENFORCED"))]
         for line in outcome.told:
@@ -276,6 +311,8 @@ class _Agent:
         return self._post(failed, (line for line in wanted.told if line not in failed))
 
     def _look(self) -> tuple[Surroundings, bool]:
+        if self.pods:
+            self.pods.find_server()
         return look(self.settings), self.enforcement.is_attached
 
     async def _find_lifelines(self, around: Surroundings) -> None:
@@ -297,10 +334,24 @@ class _Agent:
 
     def _teller(self, name: str) -> Callable[[bytes], None]:
         def tell(data: bytes) -> None:
-            for line in self.journal.add(name, decode(data), trio.current_time()):
+            event = decode(data)
+            titled = self.pods.by_id.get(event.workload) if self.pods else None
+            if titled and self.source and titled.pod and (note := self.journal.note(titled.title, event)):
+                self.source.tell(titled.pod, "EgressDenied", note)
+            if titled and event.reason == "SPOOFED":
+                self._look_again(titled.path)
+            for line in self.journal.add(titled.title if titled else name, event, trio.current_time()):
                 say(line, WARNING)
 
         return tell
+
+    def _look_again(self, path: str) -> None:
+        """What looks forged may come from an address that the pod got since it was looked at; but how often
+        that is looked at is not a pod's to say."""
+        if trio.current_time() > self.looked + LOOK_AGAIN:
+            self.looked = trio.current_time()
+            self.stirred.add(path)
+            self._ask()
 
     def _post(self, failed: Iterable[str], told: Iterable[str]) -> str:
         bulletin = Bulletin(
@@ -309,12 +360,18 @@ class _Agent:
             config=str(self.request.config),
             workloads=len(self.enforcement.held),
             cgroups=len(self.enforcement.placed),
-            problems=self.problems,
+            problems=self.good.problems,
             failed=tuple(failed),
-            told=tuple(told),
+            told=(*told, *self._api_away()),
+            pods=tuple(self.pods.rows(self.enforcement)) if self.pods else (),
         )
         self.board.post(bulletin)
         return str(bulletin)
+
+    def _api_away(self) -> list[str]:
+        if self.source is None or self.source.health.connected:
+            return []
+        return [f"the API server does not answer, what it said last holds: {self.source.health.error}"]
 
     async def _at_length(self, step: Callable[[], Found]) -> Found:
         self.busy_since = trio.current_time()
@@ -324,12 +381,18 @@ class _Agent:
             self.busy_since = None
 
 
+def _source(node: NodeOf | None) -> Kubernetes | None:
+    if node is None:
+        return None
+    from gateway.source_kubernetes import Kubernetes  # late: its client is slow to import
+
+    return Kubernetes(node.name, node.kubeconfig)
+
+
 def _options(settings: Settings, around: Surroundings) -> Options:
     return Options(
         resolvers=around.resolvers,
         searches=around.searches,
-        own=around.own,
-        netns=namespace_cookie(),
         names=True,
         floor=settings.floor,
         grace=settings.grace,

@@ -45,6 +45,10 @@ class ServerError(Exception):
         self.status, self.retry_after = status, retry_after
 
 
+class SilentError(ServerError):
+    """A watch in which nothing came for too long, though it may only have been quiet."""
+
+
 class Door:
     """A connection to the API server by a kubeconfig, or by the service account of the pod that this runs in.
 
@@ -146,12 +150,14 @@ class Stream:
         self._rest = b""
 
     def read(self) -> list[Data]:
-        """The next events, at least one; none at the end of the watch. Raises ServerError."""
-        from urllib3.exceptions import HTTPError
+        """The next events, at least one; none at the end of the watch. Raises ServerError, SilentError."""
+        from urllib3.exceptions import HTTPError, ReadTimeoutError
 
         while True:
             try:
                 data = self._response.read1(1 << 16)
+            except ReadTimeoutError as error:
+                raise SilentError(0, "the watch fell silent") from error
             except (
                 HTTPError,
                 OSError,

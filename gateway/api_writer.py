@@ -114,6 +114,7 @@ class Writer:
             self._waiting.setdefault(at, waiting)
         else:
             self._conditions_written += 1
+            self.error = ""
             self._done[at] = item.uid, item.generation
 
     def _apply(self, at: Key, item: Item, wanted: Condition) -> None:
@@ -142,6 +143,7 @@ class Writer:
                 try:
                     await trio.to_thread.run_sync(self._send, told, abandon_on_cancel=True)
                     self._events_written += 1
+                    self.error = ""
                 except ServerError as error:
                     self._events.failed(told)
                     self.error = f"the event of {told.about} can't be written: {error}"

@@ -167,6 +167,18 @@ def _add_agent(commands: Any) -> None:
         default=[],
         help="let policies hold the host's resolver, or its SSH server, too",
     )
+    agent.add_argument(
+        "--kubernetes",
+        action="store_true",
+        help="hold the pods of this node to the policies of its cluster; files then have what the host keeps "
+        "where one of them selects it",
+    )
+    agent.add_argument(
+        "--node-name", metavar="NAME", default=None, help="this node in its cluster ($NODE_NAME)"
+    )
+    agent.add_argument(
+        "--kubeconfig", type=Path, metavar="FILE", help="instead of the pod's own service account"
+    )
     wait = _add(commands, "wait", "wait until the cgroup it runs in is held to a policy", WAIT_EPILOG, False)
     wait.add_argument(
         "--timeout", type=_seconds, default=60, metavar="SECONDS", help="and give up after (60)"

@@ -33,6 +33,7 @@ class Bulletin:
     problems: tuple[str, ...]
     failed: tuple[str, ...]
     told: tuple[str, ...]
+    pods: tuple[dict[str, Any], ...] = ()
 
     def __str__(self) -> str:
         text = f"workloads: {self.workloads}, cgroups: {self.cgroups}"

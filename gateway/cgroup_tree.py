@@ -28,11 +28,24 @@ IGNORED = (
 )  # removed meanwhile, or nested too deep for a path
 
 
-class CgroupTree:
-    """`ids`: path below the folder `root` ("/" is that folder itself) to the cgroup's id."""
+def nothing(_path: str) -> bool:
+    return False
 
-    def __init__(self, root: Path, of_interest: Callable[[str], bool]) -> None:
-        """`of_interest` says whether what is right below a path matters."""
+
+class CgroupTree:
+    """`ids`: path below the folder `root` ("/" is that folder itself) to the cgroup's id.
+
+    `stirred`: paths at which something happened of late that `ids` doesn't tell; whoever looks takes them.
+    """
+
+    def __init__(
+        self, root: Path, of_interest: Callable[[str], bool], is_followed: Callable[[str], bool] = nothing
+    ) -> None:
+        """`of_interest` says whether what is right below a path matters; `is_followed`, whether it matters
+        that the first process comes to it or the last one goes (cgroup.events in cgroups(7))."""
+        self._is_followed = is_followed
+        self._followed: dict[int, str] = {}
+        self.stirred: set[str] = set()
         self._root = root
         self._inotify = INotify(nonblocking=True)
         self._watched: dict[int, str] = {}
@@ -40,11 +53,11 @@ class CgroupTree:
 
     def watch(self, of_interest: Callable[[str], bool]) -> None:
         """Begins again with other interests; what the old watches still have to tell is not looked at."""
-        for watch in self._watched:
+        for watch in (*self._watched, *self._followed):
             with suppress(OSError):  # of a folder that is no more
                 self._inotify.rm_watch(watch)
         self._of_interest = of_interest
-        self._watched = {}
+        self._watched, self._followed = {}, {}
         self.ids: dict[str, int] = {}
         self._add(ROOT)
 
@@ -66,7 +79,11 @@ class CgroupTree:
                     self._remove(path)
                 else:
                     self._add(path)
-        return self.ids != before
+                if self._watched.get(event.wd) in self._followed.values():
+                    self.stirred.add(self._watched[event.wd])
+            elif event.mask & flags.MODIFY and event.wd in self._followed:
+                self.stirred.add(self._followed[event.wd])
+        return self.ids != before or bool(self.stirred)
 
     def close(self) -> None:
         self._inotify.close()
@@ -77,6 +94,10 @@ class CgroupTree:
             return
         try:
             self.ids[path] = folder.stat().st_ino
+            if self._is_followed(path):
+                watch = self._inotify.add_watch(folder / "cgroup.events", flags.MODIFY)
+                self._followed[watch] = path
+                self.stirred.add(path)
             if self._of_interest(path):
                 mask = flags.CREATE | flags.DELETE | flags.ONLYDIR
                 self._watched[self._inotify.add_watch(folder, mask)] = path
@@ -94,6 +115,7 @@ class CgroupTree:
 
         self.ids = {other: number for other, number in self.ids.items() if stays(other)}
         self._watched = {watch: other for watch, other in self._watched.items() if stays(other)}
+        self._followed = {watch: other for watch, other in self._followed.items() if stays(other)}
 
 
 def _is_text(path: str) -> bool:

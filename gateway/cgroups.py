@@ -47,6 +47,17 @@ def hierarchy() -> Path:
     return found
 
 
+def version_1_pods(mounts: str) -> Path | None:
+    """Kubelet's folder in a hierarchy of version 1, if there is one (cgroups(7))."""
+    for line in mounts.splitlines():
+        if line.partition(" - ")[2].startswith("cgroup "):
+            point = Path(line.split(" ")[4].encode().decode("unicode_escape"))
+            found = (point / name for name in ("kubepods", "kubepods.slice", "kubelet.slice", "kubelet"))
+            if there := next((path for path in found if path.is_dir()), None):
+                return there
+    return None
+
+
 def cgroup_id(path: Path) -> int:
     return path.stat().st_ino
 

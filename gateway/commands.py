@@ -21,11 +21,14 @@ from gateway.numbers import Options
 from gateway.policy import Policy
 from gateway.probe import check_refused
 from gateway.states import is_owned, locked, read_state, write_state
+from routing.own import Home
 
 LINGER = 180  # seconds that an ended workload's sockets may need to say what they still have (tcp(7))
 
 
-def admit(engine: Engine, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Held:
+def admit(
+    engine: Engine, name: str, policy: Policy, options: Options, home: Home, about: dict[str, Any]
+) -> Held:
     """Makes the cgroup `name` and puts it under `policy`; it is enforced when this returns.
 
     Before it is opened, a process in the closed cgroup tries to connect: where that is not refused, the
@@ -39,7 +42,7 @@ def admit(engine: Engine, name: str, policy: Policy, options: Options, about: di
         cgroup.mkdir()
         engine.datapath["workloads"][cgroups.cgroup_id(cgroup)] = (0,)
         check_refused(cgroup)
-        engine.place(held, cgroup)
+        engine.place(held, cgroup, home)
     except BaseException:
         engine.release(held)
         if cgroup.is_dir():

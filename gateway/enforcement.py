@@ -7,7 +7,9 @@ Rules this file obeys:
 - One workload that can't be held is told and tried again at the next change; the others are held. Its cgroups
   reach nothing meanwhile, unless it is the host: that would lock everybody out.
 - What an earlier agent left is adopted as it is, and taken away only when the plan says so.
+- What the plan keeps stays as it is, also what an earlier agent left of it: its policy may not be known here.
 - A cgroup that has gone stays under its policy for LINGER: what it left in its sockets is still on its way.
+- What is shut is shut last: nothing that is placed below it is cut off in between.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from bpf import versions
 from bpf.contract import contract
@@ -25,12 +28,17 @@ from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.commands import LINGER
 from gateway.engine import Engine, Held
+from gateway.groups import GROUP
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
 from gateway.plan import EXEMPT, Plan, Wanted
 from gateway.policy import Policy
+from gateway.resolvers import Resolver
 from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
+from routing.own import UNKNOWN, Home
+
+NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -47,9 +55,14 @@ class Enforcement:
     def __init__(self, engine: Engine, root: Path, ids: Mapping[str, int]) -> None:
         """Knows from the start what an earlier agent placed among the cgroups that exist."""
         self.engine, self.root = engine, root
+        self._homes: dict[str, Home] = {}  # where each placed cgroup lives, by path
+        self._shut: dict[str, int] = {}
         self.held: dict[str, Held] = {}
         self.placed = self._left(ids)
         self._known = set(ids.values())  # cgroups that were there before: a newborn's sockets are its own
+        self._inherited = {  # workloads that an earlier agent held and nobody let go of: name to what it says
+            state["name"]: state.get("says") for state in states(engine.where) if state["kind"] != "command"
+        }
         self._as: dict[str, tuple[Policy, Options]] = {}
         self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
         self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
@@ -69,18 +82,37 @@ class Enforcement:
             )
         return False
 
-    def apply(self, plan: Plan, ids: Mapping[str, int], options: Options) -> Outcome:
-        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one."""
+    @property
+    def said(self) -> dict[str, str | None]:
+        """What each workload says (`Wanted.says`), also those of an earlier agent; None: not known."""
+        return {**self._inherited, **{name: held.about.get("says") for name, held in self.held.items()}}
+
+    def homes_left(self) -> dict[int, int]:
+        """What the kernel knows of where cgroups live: id to the id of a home."""
+        return {int(key): int(row.home) for key, row in self.engine.datapath["workloads"].items() if row.home}
+
+    def apply(
+        self,
+        plan: Plan,
+        ids: Mapping[str, int],
+        options: Options,
+        home: Home,
+        homes: Mapping[str, Home] = NOWHERE_ELSE,
+    ) -> Outcome:
+        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. All of them
+        live in `home`, but those of `homes`; those of their processes that live elsewhere decide nothing."""
         outcome = Outcome()
         for name, wanted in plan.wanted.items():
             with _told(outcome, f"workload {name}"):
-                self._hold(name, wanted, replace(options, host=name == HOST), outcome)
-        self._place_all(plan, ids, outcome)
+                self._hold(name, wanted, _options(options, name, wanted), outcome)
+        self._place_all(plan, ids, {path: homes.get(path, home) for path in ids}, outcome)
         self._known = set(ids.values())
-        for name in {*self.held, *self.engine.held_names()} - plan.wanted.keys():
+        for name in {*self.held, *self._inherited} - plan.wanted.keys() - plan.kept:
             with _told(outcome, f"workload {name}"):
                 self._release(name)
-                outcome.told.append(f"workload {name} is held to nothing any more")
+                if not name.startswith(GROUP):
+                    outcome.told.append(f"workload {name} is held to nothing any more")
+        self._shut_all(plan, ids, outcome)
         for held in self.held.values():
             outcome.failed += [f"workload {held.name}: {problem}" for problem in held.problems]
         return outcome
@@ -95,9 +127,9 @@ class Enforcement:
         gone = {int(key) for key, row in table.items() if int(row.policy) not in theirs} - alive
         self._gone = {identity: self._gone.get(identity, now) for identity in gone}
         with locked(self.engine.where):
-            for identity in [identity for identity, since in self._gone.items() if since + LINGER < now]:
-                table.discard(identity)
-                self.engine.forget_rings(identity)
+            over = [identity for identity, since in self._gone.items() if since + LINGER < now]
+            self.engine.forget_workloads(over)
+            for identity in over:
                 del self._gone[identity]
         self.engine.numbers.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
@@ -108,11 +140,13 @@ class Enforcement:
         if self._as.get(name) == (wanted.policy, options):
             return
         self._as.pop(name, None)  # what stands there after a failure is neither the one nor the other
+        about = {"kind": _kind(name), "objects": wanted.objects, "says": wanted.says or None}
         if name in self.held:
+            self.held[name].about |= about
             outcome.told += self.engine.update(self.held[name], wanted.policy, options)
         else:
-            about = {"kind": "host" if name == HOST else "workload", "objects": wanted.objects}
             self.held[name] = self.engine.hold(name, wanted.policy, options, about)
+            self._inherited.pop(name, None)
             outcome.told += self.held[name].ended
         self._as[name] = wanted.policy, options
 
@@ -123,38 +157,65 @@ class Enforcement:
         else:
             with locked(self.engine.where):
                 self.engine.forget(name)
+            del self._inherited[name]
         self.placed = {path: at for path, at in self.placed.items() if at[1] != name}
 
     # ---- Cgroups
 
-    def _place_all(self, plan: Plan, ids: Mapping[str, int], outcome: Outcome) -> None:
+    def _place_all(
+        self, plan: Plan, ids: Mapping[str, int], homes: Mapping[str, Home], outcome: Outcome
+    ) -> None:
         wanted = {path: name for name, one in plan.wanted.items() for path in one.cgroups}
         wanted |= dict.fromkeys(plan.exempt, EXEMPT)
         for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
-            if wanted[path] not in (EXEMPT, HOST, *self.held):
+            name, home = wanted[path], homes.get(path, UNKNOWN)
+            if name not in (EXEMPT, HOST, *self.held):
                 with _told(outcome, path, self._folder(path)):
                     self.engine.shut(self._folder(path))
-            elif wanted[path] in (EXEMPT, *self.held):
+            elif name in (EXEMPT, *self.held):
                 with _told(outcome, path, self._folder(path)):
-                    outcome.told += self._place(path, wanted[path], ids.get(path))
+                    outcome.told += self._place(path, name, ids.get(path), home, plan.titles.get(path, ""))
         for path in self.placed.keys() - wanted.keys():
+            identity, name = self.placed[path]
+            if name in plan.kept and ids.get(path) == identity:
+                continue
             with _told(outcome, path, self._folder(path)):
-                self._unplace(path, *self.placed[path])
+                self._unplace(path, identity, name)
 
-    def _place(self, path: str, name: str, identity: int | None) -> list[str]:
+    def _place(self, path: str, name: str, identity: int | None, home: Home, title: str) -> list[str]:
         folder, before = self._folder(path), self.placed.get(path)
         now = (identity if identity is not None else cgroups.cgroup_id(folder)), name
         if now == before:
+            self._rehome(path, name, home)
             return []
         told: list[str] = []
         if name == EXEMPT:
             self.engine.exempt(folder)
         else:
-            told = self.engine.place(self.held[name], folder, adopting=now[0] in self._known)
+            adopting = now[0] in self._known
+            told = self.engine.place(self.held[name], folder, home, adopting=adopting, title=title)
+            self._homes[path] = home
         self.placed[path] = now
         if before and before[1] != name and self._has(before[1], folder):
             self.engine.hand_over(self.held[before[1]], folder)
         return told
+
+    def _rehome(self, path: str, name: str, home: Home) -> None:
+        folder = self._folder(path)
+        if self._has(name, folder) and self._homes.get(path) != home:
+            self.engine.rehome(self.held[name], folder, home)
+            self._homes[path] = home
+
+    def _shut_all(self, plan: Plan, ids: Mapping[str, int], outcome: Outcome) -> None:
+        for path in sorted(plan.shut):
+            if self._shut.get(path) != ids[path]:
+                with _told(outcome, path, self._folder(path)):
+                    self.engine.shut(self._folder(path))
+                    self._shut[path] = ids[path]
+        for path in sorted(plan.opened):
+            with _told(outcome, path, self._folder(path)):
+                self.engine.open(self._folder(path))
+                self._shut.pop(path, None)
 
     def _unplace(self, path: str, identity: int, name: str) -> None:
         folder = self._folder(path)
@@ -166,6 +227,7 @@ class Enforcement:
         elif self._has(name, folder):
             self.engine.hand_over(self.held[name], folder)
         del self.placed[path]
+        self._homes.pop(path, None)
 
     def _has(self, name: str, folder: Path) -> bool:
         return name in self.held and folder in self.held[name].cgroups
@@ -188,6 +250,20 @@ class Enforcement:
 
     def _folder(self, path: str) -> Path:
         return self.root / path.lstrip("/")
+
+
+def _kind(name: str) -> str:
+    if name.startswith(GROUP):
+        return "pods"
+    return "host" if name == HOST else "workload"
+
+
+def _options(options: Options, name: str, wanted: Wanted) -> Options:
+    options = replace(options, host=name == HOST)
+    if wanted.lookups is None:
+        return options
+    servers, searches = wanted.lookups
+    return replace(options, resolvers=tuple(Resolver(*server) for server in servers), searches=searches)
 
 
 def _depth(path: str) -> int:

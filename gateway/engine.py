@@ -13,6 +13,7 @@ Rules this file obeys:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,22 @@ from bpf.datapath import DECIDING, Datapath
 from bpf.events import address
 from bpf.load import DatapathError
 from gateway import automata, cgroups, place
+from gateway.homes import Homes
 from gateway.numbers import Numbers, Options, Written, resolver_key
 from gateway.policy import Policy, describe
+from gateway.room import Room
 from gateway.states import EngineError, claim, locked, read_state, states, write_state
+from routing.own import UNKNOWN, Home
 
 RING_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
 class Held:
-    """A policy that somebody holds workloads to: its number, and the ring on which its events arrive."""
+    """A policy that somebody holds workloads to: its number, and the ring on which its events arrive.
+
+    Each of its cgroups is a workload, with a home of its own.
+    """
 
     name: str
     number: int
@@ -41,6 +48,7 @@ class Held:
     about: dict[str, Any]
     written: Written
     cgroups: dict[Path, int] = field(default_factory=dict)  # to their ids
+    titles: dict[Path, str] = field(default_factory=dict)  # what people call them, where they do
     ended: list[str] = field(default_factory=list)  # at the adoption: as Engine.update() returns
 
     @property
@@ -65,6 +73,8 @@ class Engine:
                 where.pins, where.run, (where.cgroup, where.hierarchy)
             )
             self.numbers = Numbers(self.datapath)
+            self.homes = Homes(self.datapath)
+            self.room = Room(self.datapath)
             where.cgroup.mkdir(exist_ok=True)
             self._cover(*cgroups.levels(where.cgroup, 1))
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
@@ -126,6 +136,8 @@ class Engine:
                         for path, identity in before["cgroups"].items()
                         if cgroups.has_id(Path(path), identity)
                     }
+                    titles = before.get("titles", {})
+                    held.titles = {path: titles[str(path)] for path in held.cgroups if str(path) in titles}
                 self._describe(held, policy, options)
                 if there:
                     held.ended = self._end_withdrawn(held)
@@ -154,7 +166,7 @@ class Engine:
         return self._end_withdrawn(held)
 
     def readdress(self, held: Held, options: Options) -> None:
-        """Other addresses, resolvers or search suffixes; the policy is the same."""
+        """Other resolvers or search suffixes; the policy is the same."""
         with locked(self.where):
             held.written = self.numbers.readdress(held.number, options, held.written)
             self._trust_local(options)
@@ -178,10 +190,13 @@ class Engine:
 
     # ---- Workloads
 
-    def place(self, held: Held, path: Path, adopting: bool = True) -> list[str]:
+    def place(
+        self, held: Held, path: Path, home: Home = UNKNOWN, adopting: bool = True, title: str = ""
+    ) -> list[str]:
         """Holds a cgroup and all below it, unless placed nearer, to a policy.
 
-        `adopting`: what came in from outside before that may go on; where that can't be seen to, it is told.
+        `home` is where it lives: what is decided elsewhere counts for nothing. `adopting`: what came in from
+        outside before that may go on; where that can't be seen to, it is told. `title` is for people.
         """
         from gateway.open_sockets import adopt
 
@@ -200,14 +215,22 @@ class Engine:
                     told.append(f"{path}: connections that came in before may be refused: {error}")
 
             adopt_all()
-            self.datapath["workloads"][identity] = (held.number,)
-            if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
-                self.numbers.judge_anew(int(before.policy))
+            self.homes.enter(identity, held.number, home)
+            self._leave_policy(before)
             adopt_all()  # what was accepted meanwhile
             held.cgroups[path] = identity
+            held.titles |= {path: title} if title else {}
             self._describe_cgroups(held)
-            self._share_room()
+            self.room.share()
         return told[:1]
+
+    def rehome(self, held: Held, path: Path, home: Home) -> None:
+        """A placed cgroup lives in another network namespace, or that one has other addresses."""
+        identity = held.cgroups[path]
+        with locked(self.where):
+            found = self.datapath["workloads"].get(identity)
+            if found is not None and int(found.policy) == held.number:
+                self.homes.enter(identity, held.number, home)
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""
@@ -219,34 +242,52 @@ class Engine:
         """A cgroup that is under another policy by now, or has gone, is this one's no more; its row stays."""
         with locked(self.where):
             del held.cgroups[path]
+            held.titles.pop(path, None)
             self._describe_cgroups(held)
 
     def shut(self, path: Path) -> None:
-        """A cgroup of which it is not known what it may reach: nothing, until it is placed."""
-        with locked(self.where):
-            self._cover(*cgroups.levels(path, 0))
-            self.datapath["workloads"][cgroups.cgroup_id(path)] = (0,)
+        """A cgroup of which nobody knows what it may reach, nor what is below: nothing but what is nearer."""
+        self._mark(path, 0)
 
     def exempt(self, path: Path) -> None:
         """A cgroup that is never filtered, whatever is placed around it."""
-        with locked(self.where):
-            self._cover(*cgroups.levels(path, 0))
-            self.datapath["workloads"][cgroups.cgroup_id(path)] = (contract().constant("EXEMPT"),)
+        self._mark(path, contract().constant("EXEMPT"))
+
+    def open(self, path: Path) -> None:
+        """The end of :meth:`shut`."""
+        self._unmark(cgroups.cgroup_id(path), 0)
 
     def unexempt(self, identity: int) -> None:
-        """By its id: the cgroup may be gone."""
+        """The end of :meth:`exempt`, by its id: the cgroup may be gone."""
+        self._unmark(identity, contract().constant("EXEMPT"))
+
+    def _mark(self, path: Path, mark: int) -> None:
+        identity = cgroups.cgroup_id(path)
+        with locked(self.where):
+            self._cover(*cgroups.levels(path, 0))
+            before = self.datapath["workloads"].get(identity)
+            self.datapath["workloads"][identity] = (mark,)
+            self._leave_policy(before)
+            self.homes.leave({int(before.home)} if before is not None else ())
+
+    def _unmark(self, identity: int, mark: int) -> None:
         with locked(self.where):
             found = self.datapath["workloads"].get(identity)
-            if found is not None and int(found.policy) == contract().constant("EXEMPT"):
+            if found is not None and int(found.policy) == mark:
                 self.datapath["workloads"].discard(identity)
+
+    def _leave_policy(self, before: Any) -> None:
+        """What a workload's row said until now: what that policy admitted is asked again."""
+        if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
+            self.numbers.judge_anew(int(before.policy))
 
     def _unplace(self, held: Held, path: Path) -> None:
         identity = held.cgroups.pop(path)
+        held.titles.pop(path, None)
         found = self.datapath["workloads"].get(identity)
         if found is not None and int(found.policy) == held.number:
-            self.datapath["workloads"].discard(identity)
+            self.forget_workloads([identity])
             self.numbers.judge_anew(held.number)
-        self.forget_rings(identity)
 
     def _end_withdrawn(self, held: Held) -> list[str]:
         from gateway.open_sockets import end_withdrawn  # late: few commands change anything
@@ -274,53 +315,31 @@ class Engine:
 
     def _describe_cgroups(self, held: Held) -> None:
         where = {str(path): identity for path, identity in held.cgroups.items()}
-        about = {**held.about, "name": held.name, "policy": held.number, "cgroups": where, "ended": None}
-        self._record(held.state, about)
+        titles = {str(path): title for path, title in held.titles.items()}
+        about = {**held.about, "name": held.name, "policy": held.number, "cgroups": where, "titles": titles}
+        self._record(held.state, {**about, "ended": None})
 
     def forget(self, name: str) -> None:
         """The record and all that it stands for."""
         path = self.where.run / f"{name}.json"
         state = read_state(path)
         if state:
-            for identity in state["cgroups"].values():
-                self.datapath["workloads"].discard(identity)
-                self.forget_rings(identity)
+            self.forget_workloads(state["cgroups"].values())
             self.numbers.purge(int(state["policy"]))
         path.unlink(missing_ok=True)
         self.forget_local_resolvers()
 
     # ---- What commands use too
 
-    def forget_rings(self, workload: int) -> None:
-        """What a workload has in the rings of quotas.h, and in the tables behind them."""
-        tally = self.datapath["tallies"].get(workload)
-        for ring, table in RINGS.items() if tally else ():
-            most = contract().constant(table.upper())
-            self._forget_places(workload, ring, table, range(min(int(getattr(tally, table)), most)))
-        self.datapath["tallies"].discard(workload)
-
-    def _forget_places(self, workload: int, ring: str, table: str, places: range) -> None:
-        for number in places:
-            found = self.datapath[ring].get((workload, number))
-            if found is not None:
-                self.datapath[ring].discard((workload, number))
-                self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
-
-    def _share_room(self) -> None:
-        """Quotas such that all workloads together fit into the tables. Where there are so many that a quota
-        shrinks, the places beyond it are emptied: nobody turns them any more."""
-        held = [state for state in states(self.where) if state["ended"] is None]
-        workloads = [int(identity) for state in held for identity in state["cgroups"].values()]
-        constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
-        before = self.datapath["settings"][0]
-        quotas = {
-            table: _share(constant(table.upper()), entries[table], len(workloads)) for table in RINGS.values()
-        }
-        addresses = entries["grants"] // constant("GRANTS_PER_POLICY")
-        self.datapath.set(**quotas, addresses=_share(constant("ADDRESSES"), addresses, len(held)))
-        for ring, table in RINGS.items():
-            for workload in workloads if quotas[table] < getattr(before, table) else ():
-                self._forget_places(workload, ring, table, range(quotas[table], getattr(before, table)))
+    def forget_workloads(self, identities: Iterable[int]) -> None:
+        """Cgroups that are nobody's any more, by id: their rows, what they have in tables, their homes."""
+        left = set()
+        for identity in identities:
+            found = self.datapath["workloads"].get(identity)
+            left |= set() if found is None else {int(found.home)}
+            self.datapath["workloads"].discard(identity)
+            self.room.forget(identity)
+        self.homes.leave(left)
 
     def _trust_local(self, options: Options) -> None:
         for resolver in options.resolvers:
@@ -338,8 +357,6 @@ class Engine:
                 table.remove_raw(raw)
 
 
-# Ring to the table behind it: also a field of struct tally and of struct settings, and a limit in capitals.
-RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
 NOTHING_SAID: dict[str, Any] = {
     "command": [],
     "mode": "",
@@ -348,15 +365,8 @@ NOTHING_SAID: dict[str, Any] = {
     "resolvers": [],
     "local_resolvers": [],
     "problems": [],
+    "titles": {},
 }
-
-
-def _share(most: int, entries: int, holders: int) -> int:
-    """`most` places for each, halved until all fit. A ring that is halved goes on at its oldest place; at any
-    other size it would go on somewhere among the youngest, and find none that is over."""
-    while most > 1 and most * holders > entries:
-        most //= 2
-    return most
 
 
 def describe_policy(policy: Policy, options: Options) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from gateway.api_server import Data, Door, ServerError, Stream
+from gateway.api_server import Data, Door, ServerError, SilentError, Stream
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 KEEPS_ITS_PLACE = (0, 429, 500, 502, 503)  # after these a watch goes on where it was
@@ -83,7 +83,7 @@ class _Event:
 @dataclass(slots=True)
 class Follower:
     """`news` is called whenever `items` (by namespace/name, or name) are others than before, or were listed
-    for the first time; `told` whenever `error` is another one."""
+    for the first time; `told` whenever `error` or `connected` is another one."""
 
     door: Door
     resource: Resource
@@ -93,6 +93,7 @@ class Follower:
     told: Callable[[], None]
     items: dict[str, Any] = field(default_factory=dict)
     listed: bool = False
+    connected: bool = False  # it is followed, or is about to be again without anything having failed
     error: str = ""  # a sentence, while it can't be followed
     _version: str = ""  # where the watch goes on; empty: list first
     _failures: int = 0
@@ -123,7 +124,7 @@ class Follower:
             if not metadata.get("continue"):
                 break
             query = {**self.resource.selection, "limit": self.pace.page, "continue": metadata["continue"]}
-        if self.items.keys() - found.keys():
+        if not self.listed or self.items.keys() - found.keys():
             await self._confirm()
         self._replace(found)
         self._version, self._at_once = metadata["resourceVersion"], False
@@ -150,10 +151,12 @@ class Follower:
             lambda: self.door.watch(self.resource.path, self.pace.silence, **query)
         )
         try:
-            self._tell("")
+            self._tell("", connected=True)
             while events := await self._in_thread(lambda: self._read(stream)):
                 await self._take(events)
                 self._failures = 0
+        except SilentError:
+            return  # whether the server is there is seen when it is asked again
         finally:
             stream.close()
         if trio.current_time() < began + self.pace.least:
@@ -213,13 +216,13 @@ class Follower:
             self._version = ""
         if is_missing:
             self._replace({})
-            self._tell("")
+            self._tell("", connected=True)
             return self.pace.absent * random.uniform(0.75, 1.5)
         self._failures += 1
         if error.status == 410 and self._failures == 1:
             self._at_once = was_listing
             return random.uniform(0, self.pace.spread)
-        self._tell(self._sentence("listed" if was_listing else "watched", error))
+        self._tell(self._sentence("listed" if was_listing else "watched", error), connected=False)
         grown = min(self.pace.most, self.pace.least * 2.0 ** min(self._failures - 1, 16))
         return error.retry_after + grown * random.uniform(0.75, 1.5)
 
@@ -232,9 +235,9 @@ class Follower:
         }
         return f"{self.resource.plural} can't be {done}: {error}{mends.get(error.status, '')}"
 
-    def _tell(self, error: str) -> None:
-        if error != self.error:
-            self.error = error
+    def _tell(self, error: str, connected: bool) -> None:
+        if (error, connected) != (self.error, self.connected):
+            self.error, self.connected = error, connected
             self.told()
 
     async def _in_thread(self, step: Callable[[], Result]) -> Result:

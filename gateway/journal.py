@@ -60,6 +60,13 @@ class Journal:
         key = (workload, at.name or address, at.protocol, str(at.port), event.reason)
         return self._count(key, f"{verb} {workload}: {at}", f": {self.sentences[event.reason]}", now)
 
+    def note(self, workload: str, event: Told) -> str:
+        """A refusal as a sentence without numbers that change; "" for everything else."""
+        if event.reason in ANSWERS or event.verdict != "DROP":
+            return ""
+        at = destination(event, self._names.get((workload, str(event.remote)), ""))
+        return printable(f"refused {at}: {self.sentences[event.reason]}")
+
     def due(self, now: float) -> list[str]:
         """What has waited long enough; to be asked for about once a second."""
         out = []

@@ -20,7 +20,7 @@ from typing import Any
 from bpf import datapath, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from bpf.events import Address, pack_address
+from bpf.events import pack_address
 from gateway import names, tables
 from gateway.automata import Made
 from gateway.dfa import PEERS, Automaton, State
@@ -30,7 +30,7 @@ from gateway.states import EngineError
 from gateway.tables import Flags, Tables
 
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
-OWNED = ("names", "suffixes", "prefixes", "rules", "services", "single_services", "resolvers", "own")
+OWNED = ("names", "suffixes", "prefixes", "rules", "services", "single_services", "resolvers")
 LEARNED = ("grants", "grant_ring", "holdings")
 OVER = 10 * 10**9  # nanoseconds after its end that a grant may go: quotas.h waits as long
 SYMBOLS = 40  # struct state: one more than there are, so that rows are whole words
@@ -39,12 +39,10 @@ FLAG_NAMES = {"audit": "AUDIT", "only_allowed_names": "ONLY_ALLOWED_NAMES"}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one workload is held, beside its policy; times in seconds."""
+    """How the workloads of one number are held, beside their policy; times in seconds."""
 
     resolvers: tuple[Resolver, ...] = ()
     searches: tuple[str, ...] = ()  # search suffixes: names in normal form
-    own: tuple[Address, ...] = ()  # addresses of the workload's network namespace
-    netns: int = 0  # and its cookie; 0: not asked
     host: bool = False  # the workload is the host: what keeps it on its network passes
     names: bool = False  # answers are told too, for who tells refusals by name
     trace: bool = False
@@ -114,10 +112,11 @@ class Numbers:
         self.datapath["policies"][number] = before[0]
 
     def readdress(self, number: int, options: Options, before: Written) -> Written:
-        """Changes the rows that `options` ask for, and nothing of the policy."""
+        """Changes the rows that `options` ask for, and nothing of the policy. Flows to a resolver that is
+        none any more are asked again."""
         rows = self._add_rows(number, options, before.rows)
         self._remove_rows(before.rows, rows)
-        self._set_policy(number, before.tables.flags, before.tables.patterns is not None, options, grown=0)
+        self._set_policy(number, before.tables.flags, before.tables.patterns is not None, options, grown=1)
         return replace(before, rows=rows)
 
     def read_back(self, number: int) -> Written:
@@ -127,9 +126,7 @@ class Numbers:
             for key, value in self.datapath[name].items():
                 if _policy_of(key) == number:
                     found[name][contract().plain(key)] = contract().plain(value)
-        rows = {
-            (name, key): found[name][key] for name in ("resolvers", "own", "suffixes") for key in found[name]
-        }
+        rows = {(name, key): found[name][key] for name in ("resolvers", "suffixes") for key in found[name]}
         flags = int(self.datapath["policies"][number].flags)
         held = tables.recover(
             number,
@@ -148,7 +145,7 @@ class Numbers:
         if not before.generation:  # nobody ever had it, and to walk through large tables takes a while
             self.judge_anew(number)  # from now on somebody has
             return
-        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0, 0)
+        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0)
         self._set_automaton(number, None)
         self.datapath["events"].discard(number)
         for name in (*OWNED, *LEARNED):
@@ -216,7 +213,6 @@ class Numbers:
         bits |= constant("TRACE") if options.trace else 0
         bits |= constant("NAMES") if options.names else 0
         bits |= constant("HOST") if options.host else 0
-        bits |= constant("OWN_SOURCES") if options.own else 0
         bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
         before = self.datapath["policies"][number]
         self.datapath["policies"][number] = (
@@ -224,7 +220,6 @@ class Numbers:
             bits,
             options.floor,
             options.grace,
-            options.netns,
         )
 
     # ---- Automata
@@ -270,9 +265,9 @@ class Numbers:
 
 
 def _option_rows(number: int, options: Options) -> dict[Row, object]:
-    rows: dict[Row, object] = {("own", (pack_address(mine), number)): 1 for mine in options.own}
-    for resolver in options.resolvers:
-        rows["resolvers", resolver_key(resolver, number)] = 1
+    rows: dict[Row, object] = {
+        ("resolvers", resolver_key(resolver, number)): 1 for resolver in options.resolvers
+    }
     for search in options.searches:
         around = {len(other) + 1 for other in options.searches if f".{search}".endswith(f".{other}")}
         bits, text = names.suffix_key(names.Pattern(f"*.{search}", exact=False))

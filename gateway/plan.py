@@ -17,11 +17,12 @@ Paths are those below the folder that the agent looks after: "/" is that folder 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from gateway.addresses import Server
 from gateway.policy import Policy, union
 from gateway.records import Egress, Object
 from gateway.selection import Workload, selecting
@@ -54,20 +55,34 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A workload's policy, its cgroups as far as they exist, and the objects that select it."""
+    """A workload's policy, its cgroups as far as they exist, and the objects that select it.
+
+    `lookups`: the DNS servers that it trusts and its search suffixes, where these are not the host's. `says`
+    is the same for all that is held alike, also by an earlier agent.
+    """
 
     policy: Policy
     cgroups: frozenset[str]
     objects: tuple[str, ...]
+    lookups: tuple[tuple[Server, ...], tuple[str, ...]] | None = None
+    says: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`exempt` cgroups are held to nothing, whatever lies above. `told` are sentences for people."""
+    """`exempt` cgroups are held to nothing, whatever lies above. `told` are sentences for people.
+
+    `kept` names workloads that stay as they are, with all their cgroups. `shut` cgroups reach nothing, but
+    for what is placed below them; `opened` are no longer so. `titles` say what a cgroup is.
+    """
 
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     exempt: frozenset[str] = frozenset()
     told: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
+    shut: frozenset[str] = frozenset()
+    opened: frozenset[str] = frozenset()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +93,17 @@ class Selected:
     told: tuple[str, ...]
 
 
-def select(objects: Collection[Object], settings: Settings) -> Selected:
-    """The workloads that some object selects; the host stands last."""
+def select(objects: Collection[Object], settings: Settings, kept: Sequence[Egress] = ()) -> Selected:
+    """The workloads that some object selects; the host stands last, and has the rules of `kept` too, so that
+    nobody is locked out of what the node itself lives on."""
     workloads = [Workload("machine", m.name, labels=dict(m.labels)) for m in settings.workloads]
     workloads.append(Workload("host", HOST, node_labels=dict(settings.node_labels)))
     policies: dict[str, tuple[Policy, tuple[str, ...]]] = {}
     for workload in workloads:
         selected = selecting(objects, workload)
         policy = union(selected)
+        if policy is not None and workload.name == HOST:
+            policy = union([*selected, *(replace(each, audit=policy.audit) for each in kept)])
         if policy is not None:
             policies[workload.name] = policy, tuple(map(str, selected))
     acting = {name for _policy, names in policies.values() for name in names}

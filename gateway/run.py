@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -63,7 +63,7 @@ def run(request: Request, where: place.Place) -> int:
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
     about = {"command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
-    admitted = admit(engine, name, request.policy, request.options, about)
+    admitted = admit(engine, name, request.policy, request.options, own.home(), about)
     report = Report()
     lost, left = 0, []
     try:
@@ -83,9 +83,9 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
     (cgroup,) = admitted.cgroups
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
 
-    def readdress() -> None:
+    def rehome() -> None:
         own.drain(addresses)
-        engine.readdress(admitted, replace(request.options, own=tuple(own.own_addresses())))
+        engine.rehome(admitted, cgroup, own.home())
 
     try:
         process = subprocess.Popen(
@@ -94,7 +94,7 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
             preexec_fn=confine(user, cgroup, (engine.where.pins, engine.where.run)),
         )
         with _forwarding(process), own.changes() as addresses:
-            status = _wait(process, {ring: ring.consume, addresses: readdress})
+            status = _wait(process, {ring: ring.consume, addresses: rehome})
         ring.consume()
         return status
     except FileNotFoundError:

@@ -10,19 +10,22 @@ The rules this file must obey:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway import schema, yaml_nodes
 from gateway.addresses import Address, BadAddressError, parse_server
-from gateway.names import BadNameError
+from gateway.names import BadNameError, normal
 from gateway.reading import Reading, labels
 from gateway.records import Problem
+from gateway.selection import EXEMPT
 
 HOST = "host"  # the name of the host's own traffic among the workloads
 COMMANDS = "run-"  # and the beginning of those of `skouter run`
 FLOOR, GRACE, DNS_PORT = 60, 60, 53
 
+Found = TypeVar("Found")
 SUFFIXES = ("service", "scope", "slice", "socket", "mount", "swap")  # units with a cgroup (systemd.unit(5))
 
 
@@ -41,6 +44,22 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What concerns the node of a cluster. `closed`: a pod that is not classified yet reaches nothing.
+
+    `resolvers` are those of the cluster; none: what its API says. `cgroup_root` is kubelet's --cgroup-root
+    where that is none of the usual ones. Pods of `uncontained_runtimes` have no sockets on this kernel.
+    """
+
+    closed: bool = True
+    domains: tuple[str, ...] = ("cluster.local",)
+    resolvers: tuple[tuple[Address, int], ...] = ()
+    exempt_namespaces: frozenset[str] = EXEMPT
+    uncontained_runtimes: tuple[str, ...] = ("gvisor", "runsc*", "kata*")
+    cgroup_root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What agent.yaml says; times in seconds. No resolvers: those of the host."""
 
@@ -50,6 +69,7 @@ class Settings:
     exempt: tuple[str, ...] = ()
     floor: int = FLOOR
     grace: int = GRACE
+    cluster: ClusterSettings = ClusterSettings()
 
 
 def read(text: str, file: str) -> tuple[Settings | None, list[Problem]]:
@@ -78,6 +98,23 @@ def _settings(reading: Reading) -> Settings:
         exempt=reading.each(("exempt",), _unit),
         floor=_or(reading.get("floor"), FLOOR),
         grace=_or(reading.get("grace"), GRACE),
+        cluster=_cluster(reading),
+    )
+
+
+def _cluster(reading: Reading) -> ClusterSettings:
+    def each(key: str, parse: Callable[[str], Found], default: tuple[Found, ...]) -> tuple[Found, ...]:
+        path = ("cluster", key)
+        return default if reading.get(*path) is None else reading.each(path, parse)
+
+    default = ClusterSettings()
+    return ClusterSettings(
+        closed=reading.get("cluster", "unclassified") != "open",
+        domains=each("domains", normal, default.domains),
+        resolvers=each("resolvers", lambda text: parse_server(text, DNS_PORT), ()),
+        exempt_namespaces=frozenset(each("exemptNamespaces", _namespace, tuple(default.exempt_namespaces))),
+        uncontained_runtimes=each("uncontainedRuntimes", str, default.uncontained_runtimes),
+        cgroup_root=reading.one(("cluster", "cgroupRoot"), _cgroup) or "",
     )
 
 
@@ -110,6 +147,12 @@ def _name(text: str) -> str:
         raise BadNameError(f"{text!r} is not a name", "write lower-case letters, digits and -")
     if text == HOST or text.startswith(COMMANDS):
         raise BadNameError(f"{text!r} is a name of Skouter's own", "write another name")
+    return text
+
+
+def _namespace(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise BadNameError(f"{text!r} is not a namespace", "write lower-case letters, digits and -")
     return text
 
 
@@ -149,6 +192,17 @@ _MEMBER = {
         "labels": _LABELS,
     },
 }
+_CLUSTER = {
+    "type": "object",
+    "properties": {
+        "unclassified": {"type": "string", "enum": ["closed", "open"]},
+        "domains": _STRINGS | {"maxItems": 16, "minItems": 1},
+        "resolvers": _STRINGS | {"maxItems": 64, "minItems": 1},
+        "exemptNamespaces": _STRINGS,
+        "uncontainedRuntimes": _STRINGS,
+        "cgroupRoot": {"type": "string", "minLength": 1},
+    },
+}
 _SCHEMA: schema.Schema = {
     "type": "object",
     "properties": {
@@ -158,5 +212,6 @@ _SCHEMA: schema.Schema = {
         "exempt": _STRINGS,
         "floor": _SECONDS,
         "grace": _SECONDS,
+        "cluster": _CLUSTER,
     },
 }

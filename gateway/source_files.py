@@ -55,8 +55,9 @@ class Documents:
 class PolicyFiles:
     """A folder of policies and a configuration file, watched from the first `read` on."""
 
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Path, may_be_none: bool = False) -> None:
+        """`may_be_none`: no policy is a good set, too, as where others come from elsewhere."""
+        self.folder, self.config, self.may_be_none = folder, config, may_be_none
         self._inotify = INotify(nonblocking=True)
         self._watched: dict[int, Path] = {}
         self._writing: set[tuple[int, str]] = set()
@@ -91,9 +92,11 @@ class PolicyFiles:
         try:
             found = sorted(p for p in self.folder.iterdir() if _is_policy(p.name) and not p.is_dir())
         except OSError as error:
+            if self.may_be_none and isinstance(error, FileNotFoundError):
+                return []
             problems.append(_unreadable(self.folder, error, "make the folder, or name another"))
             return []
-        if not found:
+        if not found and not self.may_be_none:
             wrong = f"holds no policy ({', '.join('*' + suffix for suffix in SUFFIXES)})"
             mend = "write one; to end all enforcement run skouter off"
             problems.append(Problem(str(self.folder), None, "", "", wrong, mend))

@@ -58,11 +58,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`since` is in seconds since 1970; `error` is the last one, also of what works again."""
+    """`since` is in seconds since 1970; `errors` are sentences, one for each list that can't be followed;
+    `error` is the last one, also of what works again."""
 
     connected: bool
     since: float
     error: str = ""
+    errors: tuple[str, ...] = ()
 
 
 class Kubernetes:
@@ -91,6 +93,11 @@ class Kubernetes:
                 raise ServerError(0, "the cluster was not listed yet")
             self._cluster = self._snapshot()
         return self._cluster
+
+    @property
+    def trouble(self) -> str:
+        """Why a condition or an Event could not be written; empty once one was again."""
+        return self._writer.error
 
     async def changed(self) -> None:
         """Returns when something changed since it last returned, however much."""
@@ -141,9 +148,9 @@ class Kubernetes:
         errors = [each.error for each in self._lists.values() if each.error]
         if self._lists["node"].listed and not self._here:
             errors.append(f"there is no node {self.node_name!r}: set NODE_NAME to spec.nodeName")
-        connected = not errors and all(each.listed for each in self._lists.values())
+        connected = not errors and all(each.connected for each in self._lists.values())
         since = self.health.since if connected == self.health.connected else time.time()
-        self.health = Health(connected, since, errors[0] if errors else self.health.error)
+        self.health = Health(connected, since, errors[0] if errors else self.health.error, tuple(errors))
 
     def _tell_what_is_unreadable(self, follower: Follower) -> None:
         """Of such an object nobody else hears."""

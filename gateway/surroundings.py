@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bpf.events import Address
 from gateway import lifelines, resolvers
 from gateway.resolvers import Resolver
 from gateway.settings import Settings
-from routing.own import own_addresses
+from routing.own import Home, home
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +16,7 @@ class Surroundings:
 
     resolvers: tuple[Resolver, ...]
     searches: tuple[str, ...]
-    own: tuple[Address, ...]
+    home: Home
     listening: frozenset[int]
 
     @property
@@ -30,4 +29,4 @@ def look(settings: Settings) -> Surroundings:
     trusted = [Resolver(*server) for server in settings.resolvers] or resolvers.of_this_host()
     listening = lifelines.resolver_sockets(lifelines.local(trusted))
     searches = resolvers.searches_from(resolvers.resolv_conf())
-    return Surroundings(tuple(trusted), searches, tuple(own_addresses()), listening)
+    return Surroundings(tuple(trusted), searches, home(), listening)

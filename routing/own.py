@@ -1,4 +1,4 @@
-"""What this network namespace is: its addresses (proc(5): net/fib_trie, net/if_inet6) and its cookie."""
+"""What a network namespace is: its addresses (proc(5): net/fib_trie, net/if_inet6) and its number."""
 
 from __future__ import annotations
 
@@ -8,14 +8,48 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from routing.namespaces import inside, namespaces
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LOCAL = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n +/32 host LOCAL")
-
-
+NAMESPACE = Path("/proc/thread-self/ns/net")
+FIB_TRIE, IF_INET6 = "/proc/thread-self/net/fib_trie", "/proc/thread-self/net/if_inet6"
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 IPV4_ADDRESSES, IPV6_ADDRESSES = 0x10, 0x100  # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The network namespace that a workload lives in: its number, and its addresses without loopback's.
+
+    The number is the cookie by which BPF knows it too, or its inode's where the kernel tells no cookie; 0 is
+    no namespace that anybody knows. Without addresses it is not asked whose a packet's source is.
+    """
+
+    id: int = 0
+    own: tuple[Address, ...] = ()
+    is_cookie: bool = False
+
+
+UNKNOWN = Home()
+
+
+def home() -> Home:
+    """That of the calling thread."""
+    cookie = namespace_cookie()
+    return Home(cookie or NAMESPACE.stat().st_ino, tuple(own_addresses()), bool(cookie))
+
+
+def home_of(pid: int) -> Home | None:
+    """That of a process, as it is seen from inside; None where the process is gone, or may not be looked at.
+
+    Raises :class:`OSError` where its namespace can't be entered (CAP_SYS_ADMIN).
+    """
+    with namespaces([pid]) as found:
+        return next((inside(descriptor, home) for descriptor in found.values()), None)
 
 
 def namespace_cookie() -> int:
@@ -48,7 +82,7 @@ def drain(link: socket.socket) -> None:
 
 def own_addresses() -> list[Address]:
     """Without loopback's, sorted; those of one family where the other is switched off."""
-    return parse(_read("/proc/self/net/fib_trie"), _read("/proc/self/net/if_inet6"))
+    return parse(_read(FIB_TRIE), _read(IF_INET6))
 
 
 def parse(fib_trie: str, if_inet6: str) -> list[Address]:

@@ -12,6 +12,7 @@ PURE = (
     *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
     *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain", "settings"),
     *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "metrics"),
+    *("kubelet", "groups", "pods", "node_plan"),
 )  # each may import those before it
 
 ALLOWED = {
@@ -19,6 +20,7 @@ ALLOWED = {
         "__future__",
         "ast",
         "collections",
+        "contextlib",
         "dataclasses",
         "difflib",
         "functools",

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.schema import KINDS
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.gate import Gate
+from tests.cluster.objects import NODE, OURS, create, define, delete
 from tests.tools import build
 
 CRDS = Path(__file__).parent.parent.parent / "deploy" / "crds"
@@ -38,3 +41,36 @@ def crds_applied(api: ApiServer) -> ApiServer:
 def kubeconfig(api: ApiServer) -> Path:
     """That of a cluster-admin."""
     return api.kubeconfig
+
+
+@pytest.fixture(scope="module")
+def server(programs: Path) -> Iterator[ApiServer]:
+    """One that may be killed, with definitions that let everything through, and a node."""
+    with ApiServer(programs) as api:
+        for kind in KINDS:
+            define(api, kind)
+        create(api, "/api/v1/nodes", {"metadata": {"name": NODE}, "spec": {"podCIDRs": ["10.1.0.0/24"]}})
+        yield api
+
+
+@pytest.fixture
+def space(server: ApiServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of this test; what it held is gone afterwards, from it and from the whole cluster."""
+    name = f"t{abs(hash(request.node.name)) % 10**8}"
+    create(server, "/api/v1/namespaces", {"metadata": {"name": name}})
+    yield name
+    delete(server, f"{OURS}/namespaces/{name}/egresses")
+    delete(server, f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
+    for plural in ("clusteregresses", "externalworkloads"):
+        delete(server, f"{OURS}/{plural}")
+
+
+@pytest.fixture
+def gate(server: ApiServer) -> Iterator[Gate]:
+    with Gate(server) as made:
+        yield made
+
+
+@pytest.fixture
+def through(gate: Gate, tmp_path: Path) -> Path:
+    return gate.kubeconfig(tmp_path / "kubeconfig")

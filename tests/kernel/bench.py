@@ -135,7 +135,7 @@ class Bench:
             for raw in self.d[name].raw_keys():
                 self.d[name].remove_raw(raw)
         for number in self.policies:
-            self.d["policies"][number] = (next(_generations), 0, 0, 0)
+            self.d["policies"][number] = (next(_generations),)
             self.d["paces"][number] = (0, 0)
         self.policies, self.rows = set(), []
 
@@ -150,9 +150,9 @@ class Bench:
         self.d["policies"][number] = (next(_generations), bits, floor, grace)
         self.policies.add(number)
 
-    def classify(self, cgroup: Path, policy: int) -> int:
+    def classify(self, cgroup: Path, policy: int, home: int = 0, *flags: str) -> int:
         number = cgroups.cgroup_id(cgroup)
-        self.put("workloads", number, (policy,))
+        self.put("workloads", number, (policy, sum(FLAGS[flag] for flag in flags), home))
         return number
 
     def service(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bpf import carry, datapath, kernel, versions
 from bpf.contract import Contract, contract
 from bpf.convert import Conversion, DoesNotFitError, sealed
 from bpf.datapath import DECIDING, Datapath
+from bpf.migrate import Migration
 from tests.conftest import BPFFS, unique_name
 from tests.kernel.bench import Bench, Namespace, now
 from tests.kernel.packets import packed
@@ -123,12 +125,12 @@ def test_a_state_that_is_not_known_any_more_is_no_state() -> None:
 def test_flags_move_with_their_names_and_one_that_is_not_known_is_refused() -> None:
     other = edited(("	AUDIT = 1,", "	AUDIT = 64,"))
     convert = Conversion(contract(), other).of("struct policy", "struct policy")
-    made = other.unpack("struct policy", convert(contract().pack("struct policy", (1, 1 | 2, 60, 60, 0))))
+    made = other.unpack("struct policy", convert(contract().pack("struct policy", (1, 1 | 2, 60, 60))))
     assert made.flags == 64 | 2
     less = edited(("	ONLY_ALLOWED_NAMES = 8, ", "	"))
     refuse = Conversion(contract(), less).of("struct policy", "struct policy")
     with pytest.raises(DoesNotFitError, match="ONLY_ALLOWED_NAMES"):
-        refuse(contract().pack("struct policy", (1, 8, 60, 60, 0)))
+        refuse(contract().pack("struct policy", (1, 8, 60, 60)))
 
 
 def test_who_is_exempt_stays_exempt() -> None:
@@ -271,7 +273,10 @@ class Place:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return variant(tmp_path_factory.mktemp("other") / "version", {"bpf/contract.h": OTHER})
+    return variant(
+        tmp_path_factory.mktemp("other") / "version",
+        {"bpf/contract.h": (*FIELDS, *SIZES), "bpf/reasons.h": REASONS},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -293,9 +298,9 @@ def fill(d: Datapath) -> None:
     flow_, socket_ = flow(contract(), seen=now()), 99
     constant = contract().constant
     rows: dict[str, list[tuple[Any, Any]]] = {
-        "policies": [(NUMBER, (3, flags, 60, 30, 12))],
-        "workloads": [(WORKLOAD, (NUMBER,)), (WORKLOAD + 1, (constant("EXEMPT"),))],
-        "own": [((address, NUMBER), 1)],
+        "policies": [(NUMBER, (3, flags, 60, 30))],
+        "workloads": [(WORKLOAD, (NUMBER, 64, 12)), (WORKLOAD + 1, (constant("EXEMPT"),))],
+        "own": [((address, 12), 1)],
         "resolvers": [((address, NUMBER, b"\0\x35"), 1)],
         "names": [((16 + 8 * 4, policy, b"moc\0"), ([PEER, 0, 0, 0],))],
         "suffixes": [((16 + 8 * 4, policy, b"moc."), ([4] + [0] * 7,))],
@@ -364,6 +369,52 @@ def filled(place: Place) -> tuple[Place, dict[str, Any]]:
     assert all(before.values())
     loaded.close()
     return place, before
+
+
+EXEMPT = contract().constant("EXEMPT")
+WITH_POLICIES = (
+    ("	__u32 grace;\n};", "	__u32 grace;\n	__u64 netns;\n};"),
+    ("	__u32 flags;              /* OWN_SOURCES", "	/* OWN_SOURCES"),
+    ("	__u64 home;               /* its", "	/* its"),
+    ("MAP(hash, own, struct own_key,", "MAP(hash, own, struct grant_key,"),
+)
+
+
+def test_what_a_layout_kept_with_policies_goes_to_their_workloads(place: Place) -> None:
+    """Cookies where they were known; where not, the policy's number leads to the same addresses as before."""
+    layout, folder = edited(*WITH_POLICIES), BPFFS / unique_name()
+    own, host = contract().constant("OWN_SOURCES"), contract().constant("HOST")
+    rows: dict[str, list[tuple[Any, Any]]] = {
+        "settings": [(0, {"deepest": 3})],
+        "policies": [(1, (1, own, 0, 0, 4242)), (2, (1, own | host, 0, 0, 0)), (3, (1, 0, 0, 0, 0))],
+        "workloads": [(91, (1,)), (92, (2,)), (93, (3,)), (94, (EXEMPT,)), (95, (0,))],
+        "own": [((packed("10.0.0.1"), 1), 1), ((packed("10.0.0.2"), 2), 1)],
+    }
+    layout.maps = {name: replace(m, entries=min(m.entries, 4096)) for name, m in layout.maps.items()}
+    loaded = place.mine()
+    try:
+        folder.mkdir()
+        for name, wanted in layout.maps.items():
+            fd = kernel.create_map(wanted)
+            kernel.pin(fd, folder / name)
+            for key, value in rows.get(name, ()):
+                kernel.update(fd, layout.pack(wanted.key, key), layout.pack(wanted.value, value))
+            os.close(fd)
+        Migration(folder, layout, loaded).prepare()
+        found = {int(key): contract().plain(row) for key, row in loaded["workloads"].items()}
+        cookie = contract().constant("COOKIE")
+        assert {number: found[number] for number in (91, 92, 93, 94, 95)} == {
+            **{91: (1, own | cookie, 4242), 92: (2, own, 2), 93: (3, 0, 0)},
+            **{94: (EXEMPT, 0, 0), 95: (0, 0, 0)},
+        }
+        addresses = {contract().plain(key) for key, _ in loaded["own"].items()}
+        assert {(packed("10.0.0.1"), 4242), (packed("10.0.0.2"), 2)} <= addresses
+    finally:
+        for number in (91, 92, 93, 94, 95):
+            loaded["workloads"].discard(number)
+        loaded.set(shadow=0)
+        loaded.close()
+        datapath.unpin(folder)
 
 
 def test_to_another_layout_and_back_every_row_is_there(filled: tuple[Place, dict[str, Any]]) -> None:

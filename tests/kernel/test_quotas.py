@@ -6,7 +6,6 @@ row without a place would never go, and a place without a row would be room that
 
 from __future__ import annotations
 
-import json
 import random
 import socket
 import struct
@@ -24,7 +23,9 @@ from bpf.datapath import Datapath
 from gateway import allow, place, policy
 from gateway.automata import Made
 from gateway.engine import Engine
+from gateway.homes import Homes
 from gateway.numbers import Numbers, Options
+from gateway.room import Room
 from tests.kernel import packets as p
 from tests.kernel import test_sockets
 from tests.kernel.bench import SECOND, WRITTEN_BY_PROGRAMS, Bench, inside, now
@@ -534,6 +535,7 @@ def engine(datapath: Datapath, tmp_path: Path) -> Engine:
     """One that has tables and records, and nothing attached."""
     made = Engine.__new__(Engine)
     made.datapath, made.where = datapath, place.Place("skouter-test", tmp_path, tmp_path, run=tmp_path)
+    made.room, made.homes = Room(datapath), Homes(datapath)
     return made
 
 
@@ -547,10 +549,9 @@ def test_where_quotas_shrink_the_places_beyond_are_emptied(
     for number in (2, 3):
         ring[w.number, most - number] = ring[w.number, number][0]
         del ring[w.number, number]
-    cgroups = {"mine": w.number} | {f"/{number}": number for number in range(1, many)}
-    workloads = {"cgroups": cgroups, "ended": None}
-    (engine.where.run / "all.json").write_text(json.dumps(workloads))
-    engine._share_room()
+    for number in range(1, many):
+        w.b.put("workloads", number, (POLICY,))
+    engine.room.share()
     assert w.b.d["settings"][0].flows == most // 2
     assert many * most // 2 <= contract().maps["flows"].entries < many * most
     assert {int(key.number) for key, _ in ring.items()} == {0, 1}
@@ -567,7 +568,7 @@ def test_of_a_workload_that_ended_no_table_keeps_a_row(
             comes(w.b, port)
     tables = [name for name in WRITTEN_BY_PROGRAMS if keys(w.b, name)]
     assert {"flows", "flow_ring", "inbounds", "inbound_ring", "tallies"} <= set(tables)
-    engine.forget_rings(w.number)
+    engine.forget_workloads([w.number])
     numbers = Numbers(w.b.d)
     numbers.purge(POLICY)
     numbers.close()

@@ -34,7 +34,7 @@ from tests.kernel import packets as p
 from tests.kernel.bench import LATER, SECOND, Bench, Namespace, inside, now
 from tests.kernel.messages import Answer, wire
 
-POLICY, OTHER = 7, 8
+POLICY, OTHER, HOME = 7, 8, 77
 SITE, SHOP = 100, 101
 ANY, ONLY_80, ONLY_81, PINGS = 1, 2, 4, 8
 GOOD = {4: "203.0.113.1", 6: "2001:db8::1"}
@@ -69,7 +69,7 @@ class World:
     def __init__(self, bench: Bench, cgroup: Path, near: Namespace, far: Namespace) -> None:
         self.b, self.cgroup, self.near, self.far = bench, cgroup, near, far
         self.open = ExitStack()
-        self.number = bench.classify(cgroup, POLICY)
+        self.number = bench.classify(cgroup, POLICY, HOME)
         bench.policy(POLICY)
         bench.policy(OTHER)
         bench.service(POLICY, ANY)
@@ -668,7 +668,7 @@ def test_loopback_datagrams_pass(w: World, address: str) -> None:
 def test_a_workload_connects_to_itself(w: World, address: str) -> None:
     """Its own addresses are told to the hook, which knows no routes yet."""
     version = 6 if ":" in address else 4
-    w.b.put("own", (p.packed(address), POLICY), 1)
+    w.b.put("own", (p.packed(address), HOME), 1)
     server, s = w.mine(TCP, version), w.mine(TCP, version)
     server.bind((address, 0))
     server.listen()
@@ -677,7 +677,7 @@ def test_a_workload_connects_to_itself(w: World, address: str) -> None:
 
 @families
 def test_what_is_wrongly_told_to_be_its_own_egress_drops(w: World, version: int) -> None:
-    w.b.put("own", (p.packed(BAD[version]), POLICY), 1)
+    w.b.put("own", (p.packed(BAD[version]), HOME), 1)
     server, s, before = w.theirs(TCP, BAD[version]), w.mine(TCP, version), w.counts()
     s.setblocking(False)
     with w.as_workload(), pytest.raises(BlockingIOError):
@@ -688,7 +688,7 @@ def test_what_is_wrongly_told_to_be_its_own_egress_drops(w: World, version: int)
 
 @families
 def test_another_policy_s_own_address_is_not_ours(w: World, version: int) -> None:
-    w.b.put("own", (p.packed(BAD[version]), OTHER), 1)
+    w.b.put("own", (p.packed(BAD[version]), HOME + 1), 1)
     refused(lambda: w.connect(w.mine(TCP, version), BAD[version]))
 
 

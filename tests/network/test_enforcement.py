@@ -14,6 +14,7 @@ from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.numbers import Options
 from gateway.plan import Plan, Wanted
+from routing.own import UNKNOWN
 from tests.topology import Lab
 
 ONE, TWO = "/system.slice/one.service", "/system.slice/two.service"
@@ -47,7 +48,7 @@ class Fleet:
         self, exempt: frozenset[str] = frozenset(), **workloads: tuple[policy.Policy, set[str]]
     ) -> Outcome:
         made = {name: Wanted(policy, frozenset(paths), ()) for name, (policy, paths) in workloads.items()}
-        return self.enforcement.apply(Plan(made, exempt), self.ids(), Options())
+        return self.enforcement.apply(Plan(made, exempt), self.ids(), Options(), UNKNOWN)
 
     def row(self, identity: int) -> int | None:
         """The policy number of a cgroup by its id."""
@@ -132,7 +133,7 @@ def test_one_that_can_not_be_held_is_told_and_does_not_stop_the_others(fleet: Fl
 def test_one_that_has_gone_meanwhile_is_no_failure(fleet: Fleet) -> None:
     gone = {**fleet.ids(), "/system.slice/gone.service": 1}
     plan = Plan({"a": Wanted(wanted("a.test"), frozenset({"/system.slice/gone.service", ONE}), ())})
-    assert fleet.enforcement.apply(plan, gone, Options()) == Outcome()
+    assert fleet.enforcement.apply(plan, gone, Options(), UNKNOWN) == Outcome()
     assert fleet.row(gone[ONE]) == fleet.number("a")
 
 

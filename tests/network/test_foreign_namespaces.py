@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bpf.contract import contract
 from bpf.datapath import Datapath
 from gateway import place, states
 from tests.topology import wait_for
@@ -36,19 +35,18 @@ def test_ATTACK_a_trusted_resolver_of_ones_own(lab, running, tmp_path, defended)
 
 
 def switch_off(lab, process) -> None:
-    """The policy asks for no namespace, nor whether a source is one of it."""
+    """It is not asked where the workload lives, nor whether a source is one of its own."""
     where = place.find(lab.instance)
 
     def started():
-        found = [state for state in states.states(where) if state["pid"] == process.pid]
+        found = [state for state in states.states(where) if state["pid"] == process.pid and state["cgroups"]]
         return found[0] if found else None
 
     state = wait_for(started, "the workload")
     loaded = Datapath(where.pins)
-    wait_for(lambda: loaded["policies"][state["policy"]].netns, "its policy")
-    row = loaded["policies"][state["policy"]]
-    flags = row.flags & ~contract().constant("OWN_SOURCES")
-    loaded["policies"][state["policy"]] = (row.generation, flags, row.floor, row.grace, 0)
+    (workload,) = state["cgroups"].values()
+    assert loaded["workloads"][workload].home
+    loaded["workloads"][workload] = (state["policy"],)
     loaded.close()
 
 

@@ -51,7 +51,7 @@ REASONS = [
 ]
 OTHERS = {
     "fields": {"bpf/contract.h": [*FIELDS, ("struct grant, 1000000)", "struct grant, 900000)")]},
-    "reasons": {"bpf/contract.h": REASONS},
+    "reasons": {"bpf/reasons.h": REASONS},
     "text": {"bpf/cgroup.c": [("#include <linux/ip.h>", "/* another */\n#include <linux/ip.h>")]},
 }
 START = "from gateway import place; from gateway.engine import Engine; Engine(place.find()).close()"

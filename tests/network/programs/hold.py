@@ -16,7 +16,7 @@ from gateway import allow, place, policy, resolvers
 from gateway.commands import admit, dismiss
 from gateway.engine import Engine
 from gateway.numbers import Options
-from routing.own import namespace_cookie, own_addresses
+from routing.own import home
 
 
 def main(name: str, settings: dict[str, Any]) -> None:
@@ -25,12 +25,10 @@ def main(name: str, settings: dict[str, Any]) -> None:
     options = Options(
         resolvers=tuple(resolvers.parse(text) for text in settings["resolvers"]),
         searches=tuple(settings["searches"]),
-        own=tuple(own_addresses()),
-        netns=namespace_cookie(),
         trace=True,
     )
     engine = Engine(place.find())
-    held = admit(engine, f"run-{name}", wanted, options, {"command": ["a test"], "pid": 0})
+    held = admit(engine, f"run-{name}", wanted, options, home(), {"command": ["a test"], "pid": 0})
     (cgroup,) = held.cgroups
     print(cgroup, flush=True)
     for _ in sys.stdin:

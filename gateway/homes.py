@@ -1,0 +1,66 @@
+"""Where workloads live, as the kernel half knows it: the rows of `own`, and what a workload's row says of it.
+
+Rules this file obeys:
+
+- Several workloads, held by several processes, may share a network namespace: its addresses are there once,
+  and go when no workload's row names it any more.
+- An address comes before the first row that asks for it, and goes after the last.
+- Whoever calls this holds the instance's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bpf.contract import contract
+from bpf.datapath import Datapath
+from bpf.events import pack_address
+from routing.own import Home
+
+
+class Homes:
+    """All network namespaces of one kernel half."""
+
+    def __init__(self, loaded: Datapath) -> None:
+        self.datapath = loaded
+        self._seen: dict[int, set[bytes]] | None = None  # by whoever wrote them before, and by this process
+
+    def enter(self, workload: int, number: int, home: Home) -> None:
+        """A workload is held to a policy's number, and lives in `home`: its row is written once, whole."""
+        rows, table = self.datapath["workloads"], self.datapath["own"]
+        seen, own = self._of(home.id), {pack_address(address) for address in home.own}
+        for address in own:
+            table[address, home.id] = 1
+        before = rows.get(workload)
+        rows[workload] = (number, _flags(home), home.id)
+        for address in seen - own:
+            table.discard((address, home.id))
+        self._of(home.id).clear()
+        self._of(home.id).update(own)
+        if before is not None and int(before.home) != home.id:
+            self.leave({int(before.home)})
+
+    def leave(self, homes: Collection[int]) -> None:
+        """Forgets those of them in which no workload lives any more."""
+        left = set(homes) - {0}
+        if left:
+            left -= {int(row.home) for _, row in self.datapath["workloads"].items()}
+        if not left:
+            return
+        for key in [(bytes(key.address), int(key.home)) for key, _ in self.datapath["own"].items()]:
+            if key[1] in left:
+                self.datapath["own"].discard(key)
+        for home in left:
+            self._of(home).clear()
+
+    def _of(self, home: int) -> set[bytes]:
+        if self._seen is None:
+            self._seen = {}
+            for key, _ in self.datapath["own"].items():
+                self._seen.setdefault(int(key.home), set()).add(bytes(key.address))
+        return self._seen.setdefault(home, set())
+
+
+def _flags(home: Home) -> int:
+    own = contract().constant("OWN_SOURCES") if home.own else 0
+    return own | (contract().constant("COOKIE") if home.is_cookie else 0)

@@ -1,0 +1,71 @@
+"""The plan of a cluster's node: the host's own, and its pods in groups.
+
+The rules this file must obey:
+
+* What is not placed is not touched: it stays where an earlier plan put it, or closed where none did.
+* A pod with a network of its own is held to a policy as soon as it is known which network that is.
+* The pods' root is shut in the plan that places the pods that are there, so that none of them is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from gateway import kubelet
+from gateway.groups import GROUP, assign
+from gateway.plan import EXEMPT, Plan, Wanted
+from gateway.pods import Placement, Terms, digest
+from gateway.settings import ClusterSettings
+
+
+def extend(
+    plan: Plan,
+    placements: Mapping[str, Placement],
+    cgroups: Collection[str],
+    homes: Collection[str],
+    at: Mapping[str, str],
+    said: Mapping[str, str | None],
+    settings: ClusterSettings,
+) -> Plan:
+    """`plan` with the pods. `homes`: cgroups whose network is known; `at`: where each cgroup is now, EXEMPT
+    for what is held to nothing; `said`: what each group says now (`pods.digest`)."""
+    there = kubelet.pods(cgroups, settings.cgroup_root)
+    ready = {
+        path: placement
+        for path, placement in placements.items()
+        if placement.terms is None or placement.host_network or path in homes
+    }
+    terms = {path: one.terms for path, one in ready.items() if one.terms is not None}
+    free = {path for path, one in ready.items() if one.terms is None}
+    staying = [path for path in there if path in at and path not in ready]
+    says = {path: digest(one) for path, one in terms.items()}
+    meant = {says[path]: one for path, one in terms.items()}
+    grouped = {path: name for path, name in at.items() if name.startswith(GROUP)}
+    groups = assign(says, [path for path in staying if path in grouped], grouped, said, free)
+    wanted = {
+        name: _wanted(meant[key], key, [path for path, of in groups.of.items() if of == name], placements)
+        for name, key in groups.says.items()
+        if key in meant
+    }
+    tops = frozenset(kubelet.tops(cgroups, settings.cgroup_root))
+    return replace(
+        plan,
+        wanted={**plan.wanted, **wanted},
+        exempt=plan.exempt | free | {path for path in staying if at[path] == EXEMPT},
+        told=(*plan.told, *_loose(ready)),
+        kept=plan.kept | {name for name, key in groups.says.items() if key not in meant},
+        shut=tops if settings.closed else frozenset(),
+        opened=frozenset() if settings.closed else tops,
+        titles={path: placement.title for path, placement in placements.items()},
+    )
+
+
+def _wanted(terms: Terms, key: str, cgroups: Collection[str], placements: Mapping[str, Placement]) -> Wanted:
+    objects = {name for path in cgroups if path in placements for name in placements[path].objects}
+    lookups = terms.resolvers, terms.searches
+    return Wanted(terms.policy, frozenset(cgroups), tuple(sorted(objects)), lookups, key)
+
+
+def _loose(placements: Mapping[str, Placement]) -> list[str]:
+    return sorted(f"{one.title} is Uncontained: {one.loose}" for one in placements.values() if one.loose)

@@ -1,0 +1,107 @@
+"""In which network each pod lives: that of its oldest process which is not in the host's.
+
+Rules this file obeys:
+
+- A runtime puts a container's first process into the pod's cgroup before that process enters the pod's
+  network. So one that is seen in the host's network is looked at again, within milliseconds, until it left.
+- The oldest process decides: the runtime's own. What a process of the pod makes later is not the pod's home.
+- A home that is known stays for as long as any process of the pod lives in it; a sandbox that was made anew
+  has another. After a restart the home that the kernel's row names is the known one.
+- Addresses may come after the first process: they are looked at again when a container comes or goes, and now
+  and then.
+
+Source: runc's and crun's creation of a container; proc_pid_stat(5), field 22.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway import cgroups
+from routing.own import Home, home_of
+
+PROC = Path("/proc")
+SOON, LATER = 0.002, 0.25  # seconds between two looks at a process that is still in the host's network
+PATIENT = 1.0  # seconds after which it is looked at less often
+
+
+@dataclass(slots=True)
+class PodHomes:
+    """`known`: path of a pod's cgroup below `root` to its home.
+
+    `waiting`: those all of whose processes are in the host's network so far, and since when.
+    """
+
+    root: Path
+    known: dict[str, Home] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)
+    _ids: dict[str, int] = field(default_factory=dict)
+    _left: Mapping[int, int] = field(default_factory=dict)
+
+    def remember(self, homes: Mapping[int, int]) -> None:
+        """What an earlier agent knew: a cgroup's id to its home's."""
+        self._left = homes
+
+    def keep(self, ids: Mapping[str, int]) -> None:
+        """Forgets all but these pods: path to the cgroup's id."""
+        for path in [path for path, identity in self._ids.items() if ids.get(path) != identity]:
+            del self._ids[path]
+            self.known.pop(path, None)
+            self.waiting.pop(path, None)
+        self._ids |= ids
+
+    def kept(self) -> set[str]:
+        return set(self._ids)
+
+    def look(self, path: str, now: float) -> bool:
+        """Whether anything is new about a pod that is kept."""
+        before = self.known.get(path)
+        wanted = before.id if before else self._left.get(self._ids[path], 0)
+        found, any_process = _look(self.root / path.lstrip("/"), wanted)
+        if found is not None:
+            self.known[path] = found
+            self.waiting.pop(path, None)
+        elif any_process and before is None:
+            self.waiting.setdefault(path, now)
+        else:
+            self.waiting.pop(path, None)
+        return found is not None and found != before
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until the next look at those that wait; None where none does."""
+        if not self.waiting:
+            return None
+        return SOON if now < max(self.waiting.values()) + PATIENT else LATER
+
+
+def _look(folder: Path, wanted: int) -> tuple[Home | None, bool]:
+    """The home, if it is seen, and whether there is any process. `wanted`: id of the one known so far."""
+    host = os.stat(PROC / "self/ns/net").st_ino  # noqa: PTH116 - inodes of processes are asked for likewise
+    first: Home | None = None
+    seen: set[int] = set()
+    pids = sorted(filter(None, map(_aged, cgroups.processes_below(folder))))
+    for started, pid in pids:
+        with suppress(OSError):
+            inode = os.stat(PROC / str(pid) / "ns/net").st_ino  # noqa: PTH116
+            if inode == host or inode in seen:
+                continue
+            found = home_of(pid)
+            if found is None or _aged(pid) != (started, pid) or pid not in cgroups.processes_below(folder):
+                continue  # another process has its number by now, perhaps of another pod
+            seen.add(inode)
+            first = first or found
+            if not wanted or found.id == wanted:
+                return found, True
+    return first, bool(pids)
+
+
+def _aged(pid: int) -> tuple[int, int] | None:
+    """When a process began, in clock ticks, and its number."""
+    with suppress(OSError, ValueError, IndexError):
+        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+        return int(stat.rpartition(")")[2].split()[19]), pid
+    return None

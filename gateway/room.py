@@ -1,0 +1,72 @@
+"""How much of the shared tables each workload and each peer may take, and what an ended workload gives back.
+
+Rules this file obeys:
+
+- All workloads together fit: quotas are halved until they do. Where a quota shrinks, the places beyond it are
+  emptied: nobody turns them any more.
+- Not every workload that comes counts all others anew: quotas leave room for some more, and the next count is
+  due when these have come. So many workloads take no more time each than few.
+- Whoever calls this holds the instance's lock.
+"""
+
+from __future__ import annotations
+
+from bpf.contract import contract
+from bpf.datapath import Datapath
+
+# Ring to the table behind it: also a field of struct tally and of struct settings, and a limit in capitals.
+RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
+SPARE = 8  # a count leaves room for an eighth more workloads
+
+
+class Room:
+    """The rings of all workloads of one kernel half (quotas.h)."""
+
+    def __init__(self, loaded: Datapath) -> None:
+        self.datapath = loaded
+        self._spare = 0
+
+    def share(self) -> None:
+        """To be called when one more workload is held. What other processes add meanwhile, they count."""
+        self._spare -= 1
+        if self._spare > 0:
+            return
+        policies = range(1, contract().constant("POLICIES"))
+        held = {int(key): int(row.policy) for key, row in self.datapath["workloads"].items()}
+        workloads = [identity for identity, number in held.items() if number in policies]
+        numbers = len({held[identity] for identity in workloads})
+        self._spare = 1 + len(workloads) // SPARE
+        self._set_quotas(workloads, len(workloads) + self._spare, numbers + self._spare)
+
+    def _set_quotas(self, workloads: list[int], holders: int, numbers: int) -> None:
+        constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
+        before = self.datapath["settings"][0]
+        quotas = {table: share(constant(table.upper()), entries[table], holders) for table in RINGS.values()}
+        addresses = entries["grants"] // constant("GRANTS_PER_POLICY")
+        self.datapath.set(**quotas, addresses=share(constant("ADDRESSES"), addresses, numbers))
+        for ring, table in RINGS.items():
+            for workload in workloads if quotas[table] < getattr(before, table) else ():
+                self._forget_places(workload, ring, table, range(quotas[table], getattr(before, table)))
+
+    def forget(self, workload: int) -> None:
+        """What a workload has in its rings, and in the tables behind them."""
+        tally = self.datapath["tallies"].get(workload)
+        for ring, table in RINGS.items() if tally else ():
+            most = contract().constant(table.upper())
+            self._forget_places(workload, ring, table, range(min(int(getattr(tally, table)), most)))
+        self.datapath["tallies"].discard(workload)
+
+    def _forget_places(self, workload: int, ring: str, table: str, places: range) -> None:
+        for number in places:
+            found = self.datapath[ring].get((workload, number))
+            if found is not None:
+                self.datapath[ring].discard((workload, number))
+                self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
+
+
+def share(most: int, entries: int, holders: int) -> int:
+    """`most` places for each, halved until all fit. A ring that is halved goes on at its oldest place; at any
+    other size it would go on somewhere among the youngest, and find none that is over."""
+    while most > 1 and most * holders > entries:
+        most //= 2
+    return most
