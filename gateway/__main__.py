@@ -56,7 +56,8 @@ def do_agent(arguments: argparse.Namespace) -> int:
     import os
 
     from gateway import place
-    from gateway.agent import NodeOf, Request, run
+    from gateway.agent import run
+    from gateway.request import NodeOf, Request
 
     node = None
     if arguments.kubernetes:
@@ -65,11 +66,25 @@ def do_agent(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 "--kubernetes: which node is this? Set NODE_NAME to spec.nodeName, or --node-name"
             )
-        node = NodeOf(name, arguments.kubeconfig)
+        namespace = os.environ.get("POD_NAMESPACE", "")
+        node = NodeOf(name, arguments.kubeconfig, namespace, arguments.startup_taint)
+    if arguments.metrics and not arguments.health:
+        raise UsageError("--metrics needs --health too: beside that socket lies the key of its certificate")
     if not arguments.config.is_file() and arguments.config != CONFIG:
         raise UsageError(f"--config {arguments.config}: no such file; leave it out for the defaults")
     policies, config = arguments.policy_dir.absolute(), arguments.config.absolute()
-    return run(Request(policies, config, frozenset(arguments.even), arguments.root, node), place.find())
+    return run(
+        Request(
+            policies=policies,
+            config=config,
+            even=frozenset(arguments.even),
+            root=arguments.root,
+            node=node,
+            health=arguments.health,
+            metrics=arguments.metrics,
+        ),
+        place.find(),
+    )
 
 
 def do_wait(arguments: argparse.Namespace) -> int:

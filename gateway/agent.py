@@ -19,15 +19,13 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from bpf import kernel
 from bpf.events import SENTENCES, decode
-from gateway import kubelet, lifelines
+from gateway import duties, kubelet, lifelines
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.enforcement import Enforcement, Outcome
@@ -39,9 +37,11 @@ from gateway.notify import NOTICE, WARNING, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
+from gateway.request import NodeOf, Request
 from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
+from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
 from routing.own import changes, drain
 
@@ -51,28 +51,9 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
 OFF = "NOT ENFORCED: skouter off was used: nothing is filtered until the agent is started again"
-LEFT = "what is enforced stays enforced; skouter off opens"
+LEFT = Parting.STAYS.value
 
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for; `root` is the cgroup that is looked after, "/" the whole host."""
-
-    policies: Path
-    config: Path
-    even: frozenset[str] = frozenset()
-    root: str = "/"
-    node: NodeOf | None = None
-
-
-@dataclass(frozen=True)
-class NodeOf:
-    """The cluster that this host is a node of, and its name there; no `kubeconfig`: the pod's own account."""
-
-    name: str
-    kubeconfig: Path | None = None
 
 
 def run(request: Request, where: Place) -> int:
@@ -85,6 +66,7 @@ def run(request: Request, where: Place) -> int:
             trio.run(agent.main)
         except BaseExceptionGroup as group:
             raise _first(group) from group
+    agent.parting.carry_out(where)
     return 0
 
 
@@ -102,7 +84,7 @@ class _Agent:
         self.root = where.hierarchy / request.root.strip("/")
         if not self.root.is_dir():
             raise EngineError(f"--root {request.root}: no such cgroup; write a path below {where.hierarchy}")
-        self.board = undo.enter_context(closing(Board(where)))
+        self.board = undo.enter_context(closing(Board(where, request.node is not None)))
         self.notifier = undo.enter_context(closing(Notifier()))
         self.files = undo.enter_context(
             closing(PolicyFiles(request.policies, request.config, request.node is not None))
@@ -115,12 +97,13 @@ class _Agent:
         self.guards: frozenset[Guard] = frozenset()
         self.listening: dict[str, trio.CancelScope] = {}
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
-        self.is_ready, self.looked = False, float("-inf")
+        self.is_ready, self.parting, self.looked = False, Parting.STAYS, float("-inf")
+        self.last: Bulletin | None = None
         self.busy_since: float | None = None
         self.attached, self.swept = True, float("-inf")
 
     async def main(self) -> None:
-        with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, LET_GO) as signals:
             async with trio.open_nursery() as self.nursery:
                 self.nursery.start_soon(self._obey, signals)
                 await self._begin()
@@ -128,6 +111,7 @@ class _Agent:
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self._tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
+                self.nursery.start_soon(duties.attend, self)
 
     async def _begin(self) -> None:
         self._take(await self._first_documents())
@@ -157,8 +141,10 @@ class _Agent:
             if number == signal.SIGHUP:
                 self._ask(read=True)
             else:
-                say(f"{signal.Signals(number).name}: stopping; {LEFT}", NOTICE)
-                self.notifier.stopping(LEFT)
+                door = self.source.door if self.source else None
+                self.parting = await trio.to_thread.run_sync(parting, number, self.request.node, door)
+                say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
+                self.notifier.stopping(self.parting.value)
                 self.nursery.cancel_scope.cancel()
 
     async def _keep_up(self) -> None:
@@ -323,6 +309,11 @@ class _Agent:
         held = {path: name for path, (_id, name) in self.enforcement.placed.items()}
         self.guards |= frozenset(believable(seen, held))
 
+    def packets(self) -> dict[str, dict[str, int]]:
+        """By policy and reason, since the policy was put into the kernel."""
+        held = list(self.enforcement.held.values())
+        return {each.name: self.enforcement.engine.counters(each.number) for each in held}
+
     def _listen_to_all(self) -> None:
         held = self.enforcement.held
         for name in self.listening.keys() - held.keys():
@@ -366,6 +357,7 @@ class _Agent:
             pods=tuple(self.pods.rows(self.enforcement)) if self.pods else (),
         )
         self.board.post(bulletin)
+        self.last = bulletin
         return str(bulletin)
 
     def _api_away(self) -> list[str]:

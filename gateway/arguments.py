@@ -179,6 +179,23 @@ def _add_agent(commands: Any) -> None:
     agent.add_argument(
         "--kubeconfig", type=Path, metavar="FILE", help="instead of the pod's own service account"
     )
+    agent.add_argument(
+        "--startup-taint",
+        action="store_true",
+        help="take the taint egress.skouter/not-ready off the node when its pods are enforced",
+    )
+    agent.add_argument(
+        "--health",
+        type=Path,
+        metavar="SOCKET",
+        help="answer /livez, /readyz and /metrics on this Unix socket",
+    )
+    agent.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="ADDRESS:PORT",
+        help="answer there too, by TLS, to those whom the API server lets get the path",
+    )
     wait = _add(commands, "wait", "wait until the cgroup it runs in is held to a policy", WAIT_EPILOG, False)
     wait.add_argument(
         "--timeout", type=_seconds, default=60, metavar="SECONDS", help="and give up after (60)"
@@ -221,6 +238,14 @@ def _seconds(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: write 60")
     return int(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """The last colon is the one before the port, with brackets around an IPv6 address or without."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address with a port: write 192.0.2.1:9472")
+    return host.strip("[]"), int(port)
 
 
 class _Version(argparse.Action):

@@ -6,7 +6,6 @@ people, and losing it opens nothing.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from typing import Any
 
 from gateway.notify import ERR, NOTICE, say
 from gateway.place import Place
-from gateway.states import EngineError, is_owned, read_state, write_state
+from gateway.states import is_owned, read_state, write_state
+from gateway.succession import claim
 
 NAME = "agent"
 
@@ -45,17 +45,15 @@ class Bulletin:
 class Board:
     """Where the bulletin is kept, for as long as the agent lives."""
 
-    def __init__(self, where: Place) -> None:
+    def __init__(self, where: Place, takes_over: bool = False) -> None:
         where.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(where.run / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._said: frozenset[str] = frozenset()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            claim(self._file, where.name, takes_over)
+        except BaseException:
             os.close(self._file)
-            raise EngineError(
-                f"another agent of instance {where.name} is running: stop it first, or reload it by SIGHUP"
-            ) from None
+            raise
 
     def post(self, bulletin: Bulletin) -> None:
         """Says what was not in the last one, and keeps it."""

@@ -24,15 +24,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Of one agent, at one moment. `packets` is by policy, then by the contract's reason; `workloads` by what
-    they are (enforced, audited, closed, uncontained); `api` by what source_kubernetes counts."""
+    """Of one agent, at one moment. `packets` is by policy, then by the contract's reason; `workloads` are
+    pods by what they are, an uncontained one is counted twice; `api` is what source_kubernetes counts."""
 
     version: str
     packets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     workloads: Mapping[str, int] = field(default_factory=dict)
-    grants: int = 0
     problems: int = 0
-    events_lost: int = 0
     api: Mapping[str, int] = field(default_factory=dict)
     api_connected: bool | None = None  # None: it follows files
 
@@ -66,10 +64,8 @@ class _Families:
             ),
         )
         held = (({"state": state}, count) for state, count in numbers.workloads.items())
-        yield _family("gauge", "skouter_workloads", "Pods and other workloads of this node.", held)
-        yield _one("gauge", "skouter_grants", "Addresses that DNS answers opened.", numbers.grants)
+        yield _family("gauge", "skouter_workloads", "Pods of this node.", held)
         yield _one("gauge", "skouter_problems", "What should be enforced and is not.", numbers.problems)
-        yield _one("counter", "skouter_events_lost", "Events of packets not told.", numbers.events_lost)
         if numbers.api_connected is not None:
             about = "Whether every watch at the API server is open."
             yield _one("gauge", "skouter_api_connected", about, int(numbers.api_connected))

@@ -224,11 +224,17 @@ class Kubelet:
     # ---- The agent
 
     @contextmanager
-    def agent(self, *words: object, ready: bool = True) -> Iterator[subprocess.Popen[str]]:
-        """It is ready when the block begins, and stopped as kubelet does it when the block ends."""
+    def agent(
+        self, *words: object, ready: bool = True, within: tuple[object, ...] = ()
+    ) -> Iterator[subprocess.Popen[str]]:
+        """It is ready when the block begins, and stopped as kubelet does it when the block ends.
+
+        `within`: a command line that runs it.
+        """
         with self.log.open("a") as log:
             process = subprocess.Popen(
                 self.lab.node.command(
+                    *within,
                     *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
                     *(SKOUTER, "agent", "--kubernetes", "--kubeconfig", self.api.kubeconfig),
                     *("--node-name", self.node, "--policy-dir", self.folder / "bootstrap"),

@@ -10,13 +10,25 @@ from typing import Any
 import pytest
 
 from tests.cluster import confined
+from tests.cluster.kubelet import Kubelet
 from tests.cluster.rendered import DEPLOY, daemonset
-from tests.network.conftest import REFUSED4, ZONE, lab
+from tests.cluster.test_agent_kubernetes import (
+    ALLOWED,
+    PAGE,
+    REFUSED,
+    allow,
+    defined,
+    lab,
+    node,
+    space,
+    until,
+)
+from tests.network.conftest import REFUSED4, ZONE
 from tests.network.daemon import WEB, Host, document
 from tests.network.test_agent import host
 from tests.network.test_agent_lifelines import DNS
 
-__all__ = ["host", "lab"]  # the fixtures
+__all__ = ["defined", "host", "lab", "node", "space"]  # the fixtures
 
 MANIFEST = DEPLOY / "kustomize" / "base" / "skouter.yaml"
 NET4 = ZONE["example.net"][0]
@@ -38,7 +50,7 @@ def pod() -> dict[str, Any]:
     return spec
 
 
-def within(host: Host, spec: dict[str, Any]) -> tuple[object, ...]:
+def within(host: Host | Kubelet, spec: dict[str, Any]) -> tuple[object, ...]:
     """A command line for what runs as a container of this pod."""
     path = host.folder / "pod.json"
     path.write_text(json.dumps(spec))
@@ -74,6 +86,24 @@ def test_the_agent_does_all_of_its_work_with_what_the_manifest_leaves_it(ready: 
         assert host.held() == {"web": [WEB]}
         said = host.said().splitlines()
         assert not [line for line in said if "not permitted" in line or "Traceback" in line]
+
+
+def test_the_agent_of_a_node_does_all_of_its_work_there_too(node: Kubelet, space: str) -> None:
+    """Pods have networks of their own: whose a socket is, and which addresses are its own, is seen from inside."""
+    api = node.api
+    allow(api, space, "web", ALLOWED, app="web")
+    web = node.run(node.create(space, "web", app="web"))
+    free = node.run(node.create(space, "free", app="free"))
+    with node.agent(within=within(node, pod())):
+        until(lambda: web.do(PAGE.format(ALLOWED)), "connected")
+        assert web.do(PAGE.format(REFUSED)) == "EPERM"
+        assert free.do(PAGE.format(REFUSED)) == "connected"
+        late = node.run(node.create(space, "late", app="web"))
+        until(lambda: late.do(PAGE.format(ALLOWED)), "connected")
+        assert late.do(PAGE.format(REFUSED)) == "EPERM"
+        assert not [
+            line for line in node.said().splitlines() if "not permitted" in line or "Traceback" in line
+        ]
 
 
 def test_no_capability_is_without_its_reason_here() -> None:

@@ -1,0 +1,150 @@
+"""gateway/succession.py and duties.py with real agents of one node: upgrades, the DaemonSet's end, health."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import startup_taint, succession
+from gateway.api_server import Door
+from gateway.ask import ask
+from gateway.request import NodeOf
+from gateway.succession import Parting, parting
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.kubelet import Kubelet
+from tests.cluster.test_agent_kubernetes import allow, defined, lab, node, space
+from tests.topology import wait_for
+
+__all__ = ["defined", "lab", "node", "space"]  # the fixtures
+
+TERM = signal.SIGTERM
+
+
+def is_ready(socket: Path) -> bool:
+    return ask(str(socket), "/readyz")[0] == 200
+
+
+# ---- Upgrades -----------------------------------------------------------------------------------------------
+
+
+def test_the_newer_agent_takes_over_and_the_older_goes_on_if_it_dies(
+    node: Kubelet, tmp_path: Path
+) -> None:
+    older_health, newer_health = tmp_path / "older", tmp_path / "newer"
+    with node.agent("--health", older_health) as older:
+        wait_for(lambda: is_ready(older_health), "the older agent")
+        with node.agent("--health", newer_health) as newer:
+            wait_for(lambda: is_ready(newer_health), "the newer agent")
+            assert Parting.HANDS_OVER.value in node.said()
+            assert older.poll() is None
+            assert ask(str(older_health), "/livez")[0] == 0
+            newer.kill()
+        wait_for(lambda: is_ready(older_health), "the older agent again", 60)
+        assert "the other agent is gone: this one goes on" in node.said()
+
+
+def test_one_that_stands_by_ends_as_it_is_told(node: Kubelet, tmp_path: Path) -> None:
+    with node.agent() as older, node.agent("--health", tmp_path / "newer"):
+        older.send_signal(TERM)
+        older.wait(20)
+        wait_for(lambda: is_ready(tmp_path / "newer"), "the newer agent")
+
+
+# ---- The end of a DaemonSet -------------------------------------------------------------------------------
+
+
+def daemonset(namespace: str) -> str:
+    labels = {"app": "x"}
+    spec = {"containers": [{"name": "agent", "image": "none"}]}
+    template = {"metadata": {"labels": labels}, "spec": spec}
+    return json.dumps(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": succession.DAEMONSET, "namespace": namespace},
+            "spec": {"selector": {"matchLabels": labels}, "template": template},
+        }
+    )
+
+
+def test_an_agent_stays_in_force_until_its_daemonset_is_deleted(
+    node: Kubelet, api: ApiServer, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two pods of a DaemonSet everything stays; when that is gone, nothing does."""
+    monkeypatch.setenv("POD_NAMESPACE", space)
+    pins = Path("/sys/fs/bpf", node.instance)
+    api.kubectl("apply", "-f", "-", input=daemonset(space))
+    with node.agent() as agent:
+        agent.send_signal(TERM)
+        assert agent.wait(30) == 0
+    assert Parting.STAYS.value in node.said()
+    assert pins.is_dir()
+    with node.agent() as agent:
+        api.kubectl("delete", "daemonset", succession.DAEMONSET, "-n", space)
+        agent.send_signal(TERM)
+        assert agent.wait(30) == 0
+    assert Parting.LEAVES.value in node.said()
+    assert not pins.exists()
+    assert node.status()["attached"] == {}
+
+
+def test_an_agent_whose_account_is_deleted_leaves(api: ApiServer, space: str, tmp_path: Path) -> None:
+    """As by `kubectl delete namespace`: then it can't ask for the DaemonSet any more."""
+    api.kubectl("create", "serviceaccount", "agent", "-n", space)
+    token = api.account_token(space, "agent")
+    door = Door(api.write_kubeconfig(tmp_path / "config", token))
+    api.kubectl("delete", "serviceaccount", "agent", "-n", space)
+    assert parting(TERM, NodeOf("node", namespace=space), door) is Parting.LEAVES
+
+
+def test_in_doubt_an_agent_stays(
+    api: ApiServer, space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "PATIENCE", 0.0)
+    monkeypatch.setattr(succession, "AGAIN", 0.0)
+    api.kubectl("create", "serviceaccount", "poor", "-n", space)
+    poor = Door(api.write_kubeconfig(tmp_path / "config", api.account_token(space, "poor")))
+    here = NodeOf("node", namespace=space)
+    assert parting(TERM, here, poor) is Parting.STAYS
+    text = json.loads((tmp_path / "config").read_text())
+    text["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    (tmp_path / "away").write_text(json.dumps(text))
+    assert parting(TERM, here, Door(tmp_path / "away")) is Parting.STAYS
+    assert parting(TERM, NodeOf("node"), None) is Parting.STAYS
+
+
+# ---- How it is --------------------------------------------------------------------------------------------
+
+
+def test_an_agent_says_how_it_is_and_frees_its_node(
+    node: Kubelet, api: ApiServer, space: str, tmp_path: Path
+) -> None:
+    taint = {"spec": {"taints": [{"key": startup_taint.TAINT, "effect": "NoSchedule"}]}}
+    api.kubectl("patch", "node", node.node, "--type=merge", "--patch", json.dumps(taint))
+    allow(api, space, "web", "example.com", app="web")
+    socket = tmp_path / "health"
+    with node.agent("--health", socket, "--startup-taint"):
+        wait_for(lambda: is_ready(socket), "the agent")
+        assert ask(str(socket), "/livez") == (200, "ok\n")
+        status, text = ask(str(socket), "/metrics")
+        assert status == 200
+        assert "skouter_api_connected 1.0" in text
+        assert 'skouter_workloads{state="held"}' in text
+        assert 'skouter_api_total{what="requests"}' in text
+        wait_for(lambda: "taints" not in json.loads(read(api, node))["spec"], "the node without its taint")
+
+
+def read(api: ApiServer, node: Kubelet) -> str:
+    return api.kubectl("get", "node", node.node, "-o", "json")
+
+
+def test_metrics_need_a_place_for_their_key() -> None:
+    words = [sys.executable, "-m", "gateway", "agent", "--metrics", "127.0.0.1:9472"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--metrics needs --health" in done.stderr
