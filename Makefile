@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables openssl
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables openssl golang-github-containers-common
 
 # virtiofsd has a package of its own from Debian 13 on; before, it comes with QEMU.
 MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \
@@ -11,11 +11,11 @@ PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
 PREFIX = /opt/skouter
-TOOLS = envtest# sets of tests/tools that make test needs; node, helm and coredns are the others
+TOOLS = envtest helm# sets of tests/tools that make test needs; node and coredns are the others
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format tools envtest bench matrix install uninstall packages-% clean
+.PHONY: demo test lint format tools envtest manifests image bench matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -45,6 +45,15 @@ bench: packages-tests $(VENV)/ready-dev
 # Each of Debian's kernels is booted in QEMU, without KVM: minutes for each.
 matrix: packages-matrix $(VENV)/ready-dev
 	$(BIN)/python -m tests.matrix
+
+# What is made of the Helm chart; a test compares.
+manifests: $(VENV)/ready-dev
+	HELM=$$($(BIN)/python -m tests.tools helm | tail -1)/helm PYTHON=$(CURDIR)/$(BIN)/python deploy/render
+
+# BASE=debootstrap where no registry is in reach; IMAGE_OPTIONS are buildah's.
+image: packages-image $(VENV)/ready-dev
+	deploy/build-image $(IMAGE_OPTIONS)
+	$(BIN)/python -m pytest -q tests/cluster/test_image.py
 
 install: packages-run
 	$(PYTHON) -m venv --system-site-packages $(PREFIX)
@@ -82,7 +91,8 @@ packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
 packages-matrix: NEEDED = $(PACKAGES) $(MATRIX)
-packages-run packages-lab packages-tests packages-matrix:
+packages-image: NEEDED = buildah debootstrap
+packages-run packages-lab packages-tests packages-matrix packages-image:
 	@missing=; for p in $(NEEDED); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit; echo "installing$$missing"; \

@@ -66,7 +66,14 @@ def find(name: str | None = None) -> Place:
 
 
 def ensure_bpffs(place: Place) -> None:
-    """Mounts the bpf file system where nobody did (systemd does)."""
+    """Mounts the bpf file system where nobody did (systemd does).
+
+    In a container that would end with it, and all that is pinned there: who comes after would find nothing.
+    """
     if cgroups.find_mount("bpf", cgroups.mounts()) is None:
+        if "POD_NAMESPACE" in os.environ:
+            raise cgroups.CgroupError(
+                f"no bpf file system on this node: mount -t bpf bpf {place.bpffs}, at each boot"
+            )
         place.bpffs.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", str(place.bpffs)], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,3 +293,23 @@ def spec_of_egress(api: ApiServer) -> Object:
 
 def kept(api: ApiServer) -> bool:
     return "kept" in api.kubectl("get", "egresses", "-n", NAMESPACE, "-o", "name")
+
+
+# ---- What is told of it -----------------------------------------------------------------------------------
+
+
+def test_the_readme_tells_of_what_is_there(chart: str) -> None:
+    text = (DEPLOY / "README.md").read_text()
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE)
+    named = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+    asked = agent(chart)["securityContext"]["capabilities"]["add"]
+    assert [word for word in named if word.isupper()] == asked
+    for word in named:
+        if not word.isupper() and not word.startswith(("/", "host")):
+            assert (DEPLOY / word).exists(), word
+    mounts = {mount["mountPath"] for mount in agent(chart)["volumeMounts"]}
+    assert {word for word in named if word.startswith("/")} == mounts - {"/run/agent", "/etc/skouter"}
+    port = yaml.safe_load((CHART / "values.yaml").read_text())["metrics"]["port"]
+    assert f"https://NODE:{port}/metrics" in text
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (DEPLOY / link).exists(), link

@@ -89,16 +89,16 @@ def test_the_agent_does_all_of_its_work_with_what_the_manifest_leaves_it(ready: 
 
 
 def test_the_agent_of_a_node_does_all_of_its_work_there_too(node: Kubelet, space: str) -> None:
-    """Pods have networks of their own: whose a socket is, and which addresses are its own, is seen from inside."""
+    """Pods have networks of their own, which it enters to see their addresses."""
     api = node.api
     allow(api, space, "web", ALLOWED, app="web")
-    web = node.run(node.create(space, "web", app="web"))
-    free = node.run(node.create(space, "free", app="free"))
+    web = node.run(node.create("web", {"app": "web"}, space))
+    free = node.run(node.create("free", {"app": "free"}, space))
     with node.agent(within=within(node, pod())):
         until(lambda: web.do(PAGE.format(ALLOWED)), "connected")
         assert web.do(PAGE.format(REFUSED)) == "EPERM"
         assert free.do(PAGE.format(REFUSED)) == "connected"
-        late = node.run(node.create(space, "late", app="web"))
+        late = node.run(node.create("late", {"app": "web"}, space))
         until(lambda: late.do(PAGE.format(ALLOWED)), "connected")
         assert late.do(PAGE.format(REFUSED)) == "EPERM"
         assert not [

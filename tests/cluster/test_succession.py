@@ -29,12 +29,10 @@ def is_ready(socket: Path) -> bool:
     return ask(str(socket), "/readyz")[0] == 200
 
 
-# ---- Upgrades -----------------------------------------------------------------------------------------------
+# ---- Upgrades ----------------------------------------------------------------------------------------------
 
 
-def test_the_newer_agent_takes_over_and_the_older_goes_on_if_it_dies(
-    node: Kubelet, tmp_path: Path
-) -> None:
+def test_the_newer_agent_takes_over_and_the_older_is_its_spare(node: Kubelet, tmp_path: Path) -> None:
     older_health, newer_health = tmp_path / "older", tmp_path / "newer"
     with node.agent("--health", older_health) as older:
         wait_for(lambda: is_ready(older_health), "the older agent")
