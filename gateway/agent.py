@@ -371,6 +371,10 @@ class _Agent:
     def _api_away(self) -> list[str]:
         if self.source is None or self.source.health.connected:
             return []
+        if not self.is_ready:
+            return [
+                f"the API server has not told everything yet, all stays as it is: {self.source.health.error}"
+            ]
         return [f"the API server does not answer, what it said last holds: {self.source.health.error}"]
 
     async def _at_length(self, step: Callable[[], Found]) -> Found:
