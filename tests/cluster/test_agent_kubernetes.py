@@ -308,7 +308,6 @@ def test_a_policy_of_the_host_keeps_what_the_node_lives_on(node: Kubelet) -> Non
             assert "the host keeps what ClusterEgress registries allows" in node.said()
         finally:
             delete(node.api, f"{path}/{node.node}")
-        print(node.said())
         until(lambda: reach(REFUSED), "connected")
 
 
