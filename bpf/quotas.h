@@ -84,11 +84,16 @@ static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct 
 	struct place place = {.workload = workload};
 	struct tally *tally = tally_of(workload);
 	struct settings *s = setting();
+	struct flow *row = flows.lookup(key);
 
 	if (!tally || !s)
 		return -1;
+	if (row) {                       /* in place: an update would make a row anew that loses its place now */
+		*row = *value;
+		return 0;
+	}
 	if (flows.insert(key, value))
-		return flows.update(key, value);
+		return flows.lookup(key) ? 0 : -1;
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
 		place.number = turn_of(&tally->flows, s->flows);
