@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables openssl
 
 # virtiofsd has a package of its own from Debian 13 on; before, it comes with QEMU.
 MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \
@@ -11,15 +11,16 @@ PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
 PREFIX = /opt/skouter
+TOOLS = envtest# sets of tests/tools that make test needs; node, helm and coredns are the others
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format bench matrix install uninstall packages-% clean
+.PHONY: demo test lint format tools envtest bench matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
 
-test: packages-tests $(VENV)/ready-dev lint
+test: packages-tests $(VENV)/ready-dev lint tools
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready-dev
@@ -30,6 +31,13 @@ lint: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# An API server and kubectl, found on this machine or built from pinned Go modules: minutes, once.
+tools: $(VENV)/ready-dev
+	$(BIN)/python -m tests.tools $(TOOLS)
+
+envtest: packages-tests tools
+	$(BIN)/python -m pytest tests/cluster
 
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench

@@ -61,8 +61,8 @@ class Node:
 class Cluster:
     """Everything that policies of this node hang on.
 
-    `resolvers` are the servers of the cluster's DNS, addresses and ports as a pod may see them: the Service's,
-    its endpoints', the node's own cache. `ranges` are the networks that pods and Services have.
+    `resolvers` are the cluster's DNS servers as a pod may see them, address and port: of the Service, of its
+    endpoints, of the node's own cache. `ranges` are the networks of pods and Services.
     """
 
     node: Node
