@@ -131,7 +131,7 @@ class Enforcement:
             self.engine.forget_workloads(over)
             for identity in over:
                 del self._gone[identity]
-        self.engine.numbers.sweep()
+        self.engine.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
 
     # ---- Policies

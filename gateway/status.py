@@ -14,7 +14,7 @@ from bpf.load import DatapathError
 from gateway import bulletin, cgroups
 from gateway.place import Place
 from gateway.report import printable
-from gateway.states import EngineError, is_owned, read_state
+from gateway.states import EngineError, is_owned, read_description, read_state
 
 PIDS = 20  # of one workload that people are shown: the host's own are many
 
@@ -43,7 +43,7 @@ def collect(where: Place) -> dict[str, Any]:
                 found["attached"][str(cgroup)] = names
         filters = {name for names in found["attached"].values() for name in names}
         found["workloads"] = [
-            _workload(loaded, filters, path, state)
+            _workload(loaded, filters, path, {**read_description(where, path.stem), **state})
             for path in sorted(where.run.glob("*.json"))
             if (state := read_state(path)) and state["ended"] is None
         ]
