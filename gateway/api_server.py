@@ -198,7 +198,9 @@ def _connect(kubeconfig: Path | None, account: Path) -> ApiClient:
     settings.retries = False
     settings.keep_alive = True
     settings.connection_pool_maxsize = CONNECTIONS
-    return client.ApiClient(settings)
+    made = client.ApiClient(settings)
+    made.user_agent = "skouter"
+    return made
 
 
 def _config_error() -> type[Exception]:

@@ -32,7 +32,7 @@ from gateway.api_server import APPLY, Data, Door, ServerError
 from gateway.cluster import Node, Pod
 from gateway.pod_events import PodEvents, Told
 from gateway.records import Problem
-from gateway.schema import API_VERSION
+from gateway.schema import API_VERSION, PLURALS
 
 MANAGER = "skouter"
 EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
@@ -121,8 +121,7 @@ class Writer:
         kind, (namespace, _, name) = at[0], at[1].rpartition("/")
         body = conditions.body(kind, name, namespace or None, item, wanted, _rfc3339(time.time()))
         inside = f"namespaces/{namespace}/" if namespace else ""
-        plural = f"{kind.lower()}{'es' if kind.endswith('s') else 's'}"
-        path = f"/apis/{API_VERSION}/{inside}{plural}/{name}/status"
+        path = f"/apis/{API_VERSION}/{inside}{PLURALS[kind]}/{name}/status"
         self.door.send("PATCH", path, body, APPLY, fieldManager=MANAGER, force="true")
 
     def _is_done(self, at: Key, item: Item, wanted: Condition) -> bool:

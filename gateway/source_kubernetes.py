@@ -34,14 +34,13 @@ from gateway.cluster import Cluster, Node, Pod
 from gateway.conditions import RULES_IGNORED
 from gateway.follow import Follower, Pace, Resource
 from gateway.records import Object, Problem
-from gateway.schema import API_VERSION, GROUP, KINDS
+from gateway.schema import API_VERSION, GROUP, KINDS, PLURALS
 
 CLUSTER_DNS = (("kube-system", "k8s-app=kube-dns"),)
 OPENSHIFT_DNS = (("openshift-dns", "dns.operator.openshift.io/owning-dns=default"),)
 NODE_CACHE: tuple[Address, ...] = (ipaddress.ip_address("169.254.20.10"),)
 NODE_CACHE_POD = "kube-system", ("k8s-app", "node-local-dns")
 DNS_PORT = 53
-PLURALS = {kind: f"{kind.lower()}s" if kind[-1] != "s" else f"{kind.lower()}es" for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,11 @@ class Kubernetes:
                 raise ServerError(0, "the cluster was not listed yet")
             self._cluster = self._snapshot()
         return self._cluster
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Host and port of the API server, as this agent reaches it. Raises ServerError."""
+        return self.door.endpoint()
 
     @property
     def trouble(self) -> str:

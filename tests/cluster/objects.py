@@ -7,19 +7,21 @@ an object that nobody checked is a question of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from gateway.schema import API_VERSION, GROUP
-from gateway.source_kubernetes import PLURALS, Asked, Kubernetes
+from gateway.api_rights import Right
+from gateway.schema import API_VERSION, GROUP, PLURALS
+from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OURS = f"/apis/{API_VERSION}"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 NODE = "node-a"
 PATIENCE = 60.0  # seconds: others may need this machine, too
 
@@ -94,6 +96,15 @@ def pod(name: str, node: str, labels: Mapping[str, str] | None = None, **spec: o
     containers = [{"name": "main", "image": "none"}]
     metadata = {"name": name, "labels": dict(labels or {})}
     return {"metadata": metadata, "spec": {"nodeName": node, "containers": containers, **spec}}
+
+
+def rules(rights: Iterable[Right]) -> list[Data]:
+    """Those of a ClusterRole or Role."""
+    return [
+        {"apiGroups": [right.group], "resources": [right.resource], "verbs": [*right.verbs]}
+        | ({"resourceNames": [*right.names]} if right.names else {})
+        for right in rights
+    ]
 
 
 def must(answer: tuple[int, Any]) -> Data:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import trio
 
+from gateway.api_rights import RIGHTS
 from gateway.follow import Pace
 from gateway.records import Egress, ExternalWorkload
-from gateway.source_kubernetes import PLURALS, Asked, Kubernetes
+from gateway.schema import PLURALS
+from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Answer, Gate
 from tests.cluster.objects import (
     OURS,
     PATIENCE,
+    RBAC,
     create,
     define,
     delete,
@@ -27,6 +30,7 @@ from tests.cluster.objects import (
     off,
     patch,
     pod,
+    rules,
     undefine,
     until,
 )
@@ -36,7 +40,6 @@ FAST = Pace(watch=(20, 30), silence=15, least=0.1, most=1, absent=1, spread=0.2)
 ASKED = Asked(pace=FAST, spread=0.5)
 SYSTEM = "/api/v1/namespaces/kube-system"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices"
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 def egresses(space: str, name: str = "") -> str:
@@ -415,37 +418,17 @@ def account(
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "skouter-test"}
     binding = {"metadata": {"name": "skouter-test"}, "roleRef": reference, "subjects": [subject]}
     create(server, f"{RBAC}/clusterrolebindings", binding)
-    create(server, f"{RBAC}/clusterroles", {"metadata": {"name": "skouter-test"}, "rules": role()})
+    create(server, f"{RBAC}/clusterroles", {"metadata": {"name": "skouter-test"}, "rules": rules(RIGHTS)})
     yield renew
     delete(server, f"{RBAC}/clusterrolebindings/skouter-test")
     delete(server, f"{RBAC}/clusterroles/skouter-test")
-
-
-def role(*less: str) -> list[dict[str, list[str]]]:
-    """All that is read, but `less`."""
-    groups = {
-        "": ["pods", "namespaces", "nodes", "services"],
-        "discovery.k8s.io": ["endpointslices"],
-        "networking.k8s.io": ["servicecidrs"],
-        "egress.skouter": [*PLURALS.values()],
-    }
-    read = [
-        {
-            "apiGroups": [group],
-            "resources": [r for r in resources if r not in less],
-            "verbs": ["list", "watch"],
-        }
-        for group, resources in groups.items()
-    ]
-    definitions = {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"]}
-    return [*read, {**definitions, "verbs": ["get"]}]
 
 
 def test_a_right_that_is_missing_is_told_by_name(
     server: ApiServer, account: Callable[[], None], tmp_path: Path
 ) -> None:
     name = f"{RBAC}/clusterroles/skouter-test"
-    patch(server, name, {"rules": role("pods")})
+    patch(server, name, {"rules": rules([right for right in RIGHTS if right.resource != "pods"])})
 
     async def main() -> None:
         source = Kubernetes(NODE, None, replace(ASKED, account=tmp_path))
@@ -457,7 +440,7 @@ def test_a_right_that_is_missing_is_told_by_name(
                 f'pods can\'t be listed: pods is forbidden: User "{user}" cannot list resource "pods" '
                 'in API group "" at the cluster scope; add that to the ClusterRole skouter'
             )
-            await off(lambda: patch(server, name, {"rules": role()}))
+            await off(lambda: patch(server, name, {"rules": rules(RIGHTS)}))
             await until(lambda: source.health.connected, "health")
             nursery.cancel_scope.cancel()
 
@@ -522,9 +505,10 @@ def test_deleting_the_definition_opens_nothing(
     for number in range(5):
         create(server, egresses(space), egress(f"e{number}", "example.com"))
     seen: list[int] = []
+    brief = replace(ASKED, pace=replace(FAST, watch=(4, 5)))
 
     async def main() -> None:
-        async with following(NODE, through, ASKED) as source, trio.open_nursery() as nursery:
+        async with following(NODE, through, brief) as source, trio.open_nursery() as nursery:
 
             async def look() -> None:
                 while True:
@@ -542,8 +526,16 @@ def test_deleting_the_definition_opens_nothing(
             assert len(domains(source, space)) == 5
             assert set(seen) <= {5}
             await off(lambda: define(server, "Egress"))
+            await until(lambda: "apply them again" in source.health.error, "kept")
+            assert source.health.errors == (
+                "5 egresses of a definition that was deleted stay for some minutes; apply them again",
+            )
+            assert len(domains(source, space)) == 5
+            await off(lambda: create(server, egresses(space), egress("e1", "example.org")))
+            await until(lambda: domains(source, space)["e1"] == ["example.org"], "the new one")
+            assert len(domains(source, space)) == 5
+            await until(lambda: domains(source, space) == {"e1": ["example.org"]}, "what is there now")
             await until(lambda: source.health.connected, "health")
-            await until(lambda: domains(source, space) == {}, "what is there now")
             nursery.cancel_scope.cancel()
 
     trio.run(main)
