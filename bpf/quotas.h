@@ -10,7 +10,10 @@
  *   - Flows and grants: a new row takes the place of one that is over, of a few that are looked at from where
  *     the last search ended. Where none is over the new one is refused; what is alive stays.
  *   - A row is written before its place, and goes when none is had; a place is emptied before its row goes, by
- *     the one CPU whose delete succeeds. So no race leaves a row without a place.
+ *     the one CPU whose delete succeeds. A row that is there is replaced, never made: another CPU may have just
+ *     emptied its place. So no race leaves a row without a place.
+ *   - BCC has no word for that (BPF_EXIST, bpf(2)): where its flag for `update` is given another value, `update`
+ *     replaces.
  */
 
 static __always_inline struct settings *setting(void)
@@ -44,6 +47,7 @@ static __always_inline int keep_question(u64 workload, struct question_key *key,
 	struct question *row = questions.lookup(key);
 	struct settings *s = setting();
 	struct question_key *oldest;
+	enum { BPF_ANY = BPF_EXIST };
 	int open = 0;
 
 	if (!tally || !s)
@@ -80,6 +84,7 @@ static __always_inline int flow_is_over(const struct flow *flow, u64 now)
 
 static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct flow *value)
 {
+	enum { BPF_ANY = BPF_EXIST };
 	struct flow_key *there;
 	struct place place = {.workload = workload};
 	struct tally *tally = tally_of(workload);
@@ -87,8 +92,12 @@ static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct 
 
 	if (!tally || !s)
 		return -1;
-	if (flows.insert(key, value))
-		return flows.update(key, value);
+	if (flows.insert(key, value)) {
+		if (!flows.update(key, value))
+			return 0;
+		if (flows.insert(key, value))
+			return -1;
+	}
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
 		place.number = turn_of(&tally->flows, s->flows);
@@ -116,6 +125,7 @@ static __always_inline int inbound_is_over(const struct inbound *inbound, u64 no
 /* 0 where nothing that was alive had to go. */
 static __always_inline int keep_inbound(struct inbound_key *key, struct inbound *value)
 {
+	enum { BPF_ANY = BPF_EXIST };
 	struct inbound_key *oldest;
 	struct place place = {.workload = key->workload};
 	struct tally *tally = tally_of(key->workload);
@@ -124,8 +134,12 @@ static __always_inline int keep_inbound(struct inbound_key *key, struct inbound 
 
 	if (!tally || !s)
 		return -1;
-	if (inbounds.insert(key, value))
-		return inbounds.update(key, value);
+	if (inbounds.insert(key, value)) {
+		if (!inbounds.update(key, value))
+			return 0;
+		if (inbounds.insert(key, value))
+			return -1;
+	}
 #pragma unroll
 	for (int i = 0; i < PROBES; i++) {
 		place.number = turn_of(&tally->inbounds, s->inbounds);

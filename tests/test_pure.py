@@ -9,9 +9,9 @@ import pytest
 
 GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
-    *("names", "patterns", "schema", "addresses", "records", "yaml_nodes", "reading", "documents", "cluster"),
-    *("selection", "policy", "services", "dfa", "tables", "explain", "settings", "plan", "report", "journal"),
-    *("api_objects", "conditions", "pod_events", "api_rights"),
+    *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
+    *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain", "settings"),
+    *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "api_rights"),
 )  # each may import those before it
 
 ALLOWED = {

@@ -4,7 +4,8 @@ Rules this file obeys:
 
 - An attacker is an unprivileged user, with the capabilities that the attack names and no others.
 - What got out is what the node saw arrive from the pod: a spy there reads every frame.
-- Nothing is weakened but an instance of its own.
+- Nothing is weakened but an instance of its own. The lab's own sees nothing of all this: workloads live to
+  the end of the session.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Workload:
     """A cgroup under a policy, in the pod; whatever is started in it is held to it."""
 
     lab: Lab
+    version: Version
     cgroup: str
     holder: subprocess.Popen[str]
     attackers: dict[tuple[str, ...], subprocess.Popen[str]] = field(default_factory=dict)
@@ -146,11 +148,8 @@ class Arena:
     def version(self, without: str = "") -> Version:
         """This program, or one without the defence of that name."""
         if without not in self.versions:
-            folder, instance = CHECKOUT, self.lab.instance
-            if without:
-                folder = variant(self.folder / str(len(self.versions)), WEAKENED[without])
-                instance = self.lab.another_instance()
-            self.versions[without] = Version(folder, instance)
+            made = variant(self.folder / str(len(self.versions)), WEAKENED[without]) if without else CHECKOUT
+            self.versions[without] = Version(made, self.lab.another_instance())
         return self.versions[without]
 
     def workload(
@@ -174,8 +173,8 @@ class Arena:
                     "searches": list(searches),
                 }
             )
-            environment = self.version(without).environment
-            words = [f"{name}={value}" for name, value in environment.items()]
+            version = self.version(without)
+            words = [f"{name}={value}" for name, value in version.environment.items()]
             holder = self.lab.pod.start(
                 "env",
                 *words,
@@ -187,7 +186,7 @@ class Arena:
                 stdout=subprocess.PIPE,
             )
             assert holder.stdout is not None
-            self.workloads[key] = Workload(self.lab, holder.stdout.readline().strip(), holder)
+            self.workloads[key] = Workload(self.lab, version, holder.stdout.readline().strip(), holder)
         return self.workloads[key]
 
     def close(self) -> None:

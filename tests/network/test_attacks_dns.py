@@ -182,16 +182,16 @@ def test_ATTACK_a_question_that_is_older_than_ten_seconds_is_answered(lab, arena
     workload = arena.workload(*NAMES, resolvers=[ODD])
     with victim(workload, target) as (process, port, number):
         if defended:
-            age_questions(lab, 11)
+            age_questions(workload, 11)
         before = workload.counters()
         forge(lab, ODD, 53, port, "silent.example.com", number, target)
         assert json.loads(process.stdout.readline()) == ("EPERM" if defended else "connected")
         assert (workload.counters() - before)["ANSWER_LATE"] == defended
 
 
-def age_questions(lab, seconds):
+def age_questions(workload, seconds):
     """As if all that are open had been asked earlier."""
-    loaded = Datapath(place.find(lab.instance).pins)
+    loaded = Datapath(place.find(workload.version.instance).pins)
     for key, found in list(loaded["questions"].items()):
         aged = (found.time - seconds * 10**9, found.workload, found.socket, found.policy)
         loaded["questions"][contract().plain(key)] = aged

@@ -38,9 +38,9 @@ def flooded(lab, workload, program):
         end(inside)
 
 
-def places(lab, workload):
+def places(workload):
     """How many places of its rings a workload holds."""
-    loaded = Datapath(place.find(lab.instance).pins)
+    loaded = Datapath(place.find(workload.version.instance).pins)
     number = cgroups.cgroup_id(Path(workload.cgroup))
     held = ((ring, int(key.workload)) for ring in RINGS for key, _ in loaded[ring].items())
     found = Counter(ring for ring, who in held if who == number)
@@ -54,13 +54,14 @@ def test_ATTACK_one_workload_floods_every_table(lab, arena, run, programs):
     with flooded(lab, attacker, programs("flood")):
         wait_for(lambda: attacker.counters().keys() >= FULL, "every quota used up", 30)
         before = attacker.counters()
-        got = run("--allow", "*.many.test", "--", programs("burst"), DNS4, "many.test", NAMES, 9, REFUSED4)
+        words = (programs("burst"), DNS4, "many.test", NAMES, 9, REFUSED4)
+        got = run("--allow", "*.many.test", "--", *words, instance=attacker.version.instance)
         told_of_it = attacker.counters() - before
     told = json.loads(got.out.splitlines()[-1])
     wrong = ("unanswered", "failed", "lost_datagrams", "denied_passed")
     assert {key: told[key] for key in wrong} == dict.fromkeys(wrong, 0), told
     assert told["names"] == NAMES
     assert told_of_it.keys() >= FULL
-    held = places(lab, attacker)
+    held = places(attacker)
     assert held["question_ring"] == contract().constant("QUESTIONS")
     assert all(0 < held[ring] <= contract().constant(most) for ring, most in RINGS.items()), held

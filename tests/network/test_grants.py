@@ -78,7 +78,7 @@ def test_a_name_that_moves_is_followed_at_once_and_its_old_address_closes(lab, r
         until(lambda: resolve("moving.example.com"), "198.51.100.51")
         tell(connect("198.51.100.51"))
         until(lambda: connect("198.51.100.50"), "EPERM")
-        tell(connect("198.51.100.51"))
+        tell(connect(resolve("moving.example.com")))
     """
     words = ("--floor", 3, "--grace", 0, "--allow", "moving.example.com", "--", *python(code))
     with running(*words) as workload:
