@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.schema import GROUP, KINDS, PLURALS
+from gateway.crds import NAMES
+from gateway.schema import GROUP, KINDS
 
 READ = ("list", "watch")
 
@@ -33,13 +34,13 @@ RIGHTS = (
     Right("", "namespaces", READ),
     Right("", "nodes", READ),
     Right("networking.k8s.io", "servicecidrs", READ),
-    *(Right(GROUP, PLURALS[kind], READ) for kind in KINDS),
-    *(Right(GROUP, f"{PLURALS[kind]}/status", ("patch",)) for kind in KINDS),
+    *(Right(GROUP, NAMES[kind].plural, READ) for kind in KINDS),
+    *(Right(GROUP, f"{NAMES[kind].plural}/status", ("patch",)) for kind in KINDS),
     Right(  # whether its objects were deleted, or their definition
         "apiextensions.k8s.io",
         "customresourcedefinitions",
         ("get",),
-        names=tuple(f"{PLURALS[kind]}.{GROUP}" for kind in KINDS),
+        names=tuple(f"{NAMES[kind].plural}.{GROUP}" for kind in KINDS),
     ),
     Right("events.k8s.io", "events", ("create", "patch")),
     # The cluster's DNS, in whichever namespace it is.

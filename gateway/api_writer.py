@@ -30,9 +30,10 @@ from gateway import conditions
 from gateway.api_objects import Condition, Item
 from gateway.api_server import APPLY, Data, Door, ServerError
 from gateway.cluster import Node, Pod
+from gateway.crds import NAMES
 from gateway.pod_events import PodEvents, Told
 from gateway.records import Problem
-from gateway.schema import API_VERSION, PLURALS
+from gateway.schema import API_VERSION
 
 MANAGER = "skouter"
 EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
@@ -121,7 +122,7 @@ class Writer:
         kind, (namespace, _, name) = at[0], at[1].rpartition("/")
         body = conditions.body(kind, name, namespace or None, item, wanted, _rfc3339(time.time()))
         inside = f"namespaces/{namespace}/" if namespace else ""
-        path = f"/apis/{API_VERSION}/{inside}{PLURALS[kind]}/{name}/status"
+        path = f"/apis/{API_VERSION}/{inside}{NAMES[kind].plural}/{name}/status"
         self.door.send("PATCH", path, body, APPLY, fieldManager=MANAGER, force="true")
 
     def _is_done(self, at: Key, item: Item, wanted: Condition) -> bool:

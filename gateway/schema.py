@@ -248,8 +248,6 @@ KINDS: Mapping[str, Schema] = {
     "ExternalWorkload": _kind("A name and labels for a machine outside the cluster.", _EXTERNAL_SPEC),
 }
 
-PLURALS = {kind: f"{kind.lower()}{'es' if kind.endswith('s') else 's'}" for kind in KINDS}
-
 
 def did_you_mean(text: str, choices: list[str]) -> str:
     """The choice that `text` misspells, else all of them."""

@@ -32,9 +32,10 @@ from gateway.api_server import SERVICE_ACCOUNT, Data, Door, ServerError
 from gateway.api_writer import Writer
 from gateway.cluster import Cluster, Node, Pod
 from gateway.conditions import RULES_IGNORED
+from gateway.crds import NAMES
 from gateway.follow import Follower, Pace, Resource
 from gateway.records import Object, Problem
-from gateway.schema import API_VERSION, GROUP, KINDS, PLURALS
+from gateway.schema import API_VERSION, GROUP, KINDS
 
 CLUSTER_DNS = (("kube-system", "k8s-app=kube-dns"),)
 OPENSHIFT_DNS = (("openshift-dns", "dns.operator.openshift.io/owning-dns=default"),)
@@ -217,10 +218,10 @@ def _resources(node_name: str, dns: Iterable[tuple[str, str]]) -> dict[str, Reso
 
 def _ours(kind: str) -> Resource:
     return Resource(
-        f"/apis/{API_VERSION}/{PLURALS[kind]}",
+        f"/apis/{API_VERSION}/{NAMES[kind].plural}",
         lambda data: api_objects.item(kind, data),
         api_objects.succeed,
-        definition=f"{PLURALS[kind]}.{GROUP}",
+        definition=f"{NAMES[kind].plural}.{GROUP}",
     )
 
 

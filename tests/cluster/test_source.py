@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from gateway.api_rights import RIGHTS
+from gateway.crds import NAMES
 from gateway.follow import Pace
 from gateway.records import Egress, ExternalWorkload
-from gateway.schema import PLURALS
 from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Answer, Gate
@@ -106,7 +106,7 @@ def test_cluster_scoped_kinds_and_a_pod_of_the_same_name(server: ApiServer, spac
                 ("ExternalWorkload", {"addresses": ["192.0.2.7"]}),
             ):
                 body = {**head, "kind": kind, "spec": spec}
-                await off(lambda kind=kind, body=body: create(server, f"{OURS}/{PLURALS[kind]}", body))
+                await off(lambda kind=kind, body=body: create(server, f"{OURS}/{NAMES[kind].plural}", body))
             wanted = {type(o).__name__ for o in source.cluster.objects if o.name == space}
             await until(lambda: len([o for o in source.cluster.objects if o.name == space]) == 2, str(wanted))
             machine = next(o for o in source.cluster.objects if isinstance(o, ExternalWorkload))
