@@ -68,6 +68,16 @@ def test_the_check_itself_would_notice(source: str) -> None:
     assert parts[0] not in ALLOWED or parts[1] not in PURE
 
 
+@pytest.mark.parametrize("library", ["kubernetes", "urllib3"])
+def test_one_file_alone_knows_the_client_of_the_api_server(library: str) -> None:
+    found = {
+        path.name
+        for path in GATEWAY.parent.glob("[bgr]*/*.py")
+        if library in {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    }
+    assert found == {"api_server.py"}
+
+
 def test_arrows_go_one_way() -> None:
     for name in PURE:
         for module in imports(ast.parse((GATEWAY / f"{name}.py").read_text())):

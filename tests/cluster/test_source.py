@@ -1,5 +1,6 @@
 """The cluster as an agent follows it: a real API server, and everything that may happen on the way to it."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -464,6 +465,25 @@ def test_a_token_that_was_renewed_counts_at_once(
             )  # the client itself rereads each minute
             await off(lambda: create(server, egresses(space), egress("after", "example.com")))
             await until(lambda: "after" in domains(source, space), "what happens after it")
+
+    trio.run(main)
+
+
+def test_a_certificate_that_was_renewed_counts_at_once(
+    server: ApiServer, account: Callable[[], None], tmp_path: Path
+) -> None:
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt", "-subj", "/CN=another", "-days", "1"]
+    subprocess.run([*words, *files], check=True, capture_output=True)
+
+    async def main() -> None:
+        source = Kubernetes(NODE, None, replace(ASKED, account=tmp_path))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(source.run)
+            await until(lambda: "certificate" in source.health.error, "told")
+            (tmp_path / "ca.crt").write_bytes(server.ca.read_bytes())
+            await until(lambda: source.health.connected, "health")
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
 
