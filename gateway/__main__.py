@@ -172,7 +172,7 @@ COMMANDS = {
 
 
 def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
-    """Objects and problems of all files; a file that can't be read is a problem like any other."""
+    """Objects and problems of all files, - being standard input; one that can't be read is a problem too."""
     if not paths:
         return [], []
     from gateway import documents
@@ -182,7 +182,8 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
     problems: list[Any] = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
+            data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+            text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
             problems.append(Problem(str(path), None, "", "", why.lower(), "name a readable YAML file"))

@@ -297,7 +297,9 @@ class _Agent:
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
-            return wanted, self.enforcement.apply(wanted, ids, options, around.home, self.pods.homes.known)
+            return wanted, self.enforcement.apply(
+                wanted, ids, options, around.home, self.pods.where(around.home)
+            )
 
         wanted, outcome = await self._at_length(enforce)
         if trio.current_time() > self.swept + RENEW:

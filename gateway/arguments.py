@@ -40,6 +40,7 @@ CHECK_EPILOG = """
 examples:
   skouter policy check egress.yaml                  every problem at once; exit status 1 if there is one
   skouter policy check -o json deploy/*.yaml
+  kubectl get egresses -A -o yaml | skouter policy check -
 """
 
 EXPLAIN_EPILOG = """
@@ -47,6 +48,9 @@ examples:
   skouter policy explain egress.yaml --workload app=web example.com:443
   skouter policy explain egress.yaml --workload app=web --namespace shop 192.0.2.7:53/udp
 """
+
+
+FILE = "YAML or JSON, also what kubectl get prints; - reads standard input"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,10 +200,10 @@ def _add_policy(commands: Any) -> None:
     check = _add(
         policy, "check", "every problem of the documents: file, object, field and mend", CHECK_EPILOG
     )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
     check.set_defaults(do="check")
     explain = _add(policy, "explain", "which rule allows a destination, or why nothing does", EXPLAIN_EPILOG)
-    explain.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    explain.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
     explain.add_argument(
         "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
     )

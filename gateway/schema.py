@@ -10,7 +10,8 @@ The rules this file must obey:
 * An unknown field is a mistake, not an extension: a misspelt `excpet` would widen what is allowed. The API
   server does that by strict field validation; for files `violations` does.
 
-What a schema cannot say (host bits, the order of ports, names) is said by documents.py.
+What a schema cannot say (host bits, the order of ports) cel.py says to the API server; documents.py refuses
+it in files, and in what the server sends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway import cel
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -63,7 +66,7 @@ def _misshapen(
         if error.validator == "required":
             missing = next(f for f in error.validator_value if f not in error.instance and f in error.message)
             yield Violation((*path, missing), "is missing", f"add {missing}")
-        else:
+        elif error.validator != "pattern":  # of names: names.py says what is wrong with one, and the mend
             yield Violation(path, *_tell(error, spelling(path)))
 
 
@@ -81,28 +84,35 @@ def _list(description: str, most: int, items: Schema, least: int = 1) -> Schema:
     }
 
 
-def _object(description: str, fields: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+def _object(
+    description: str,
+    fields: Mapping[str, Schema],
+    required: tuple[str, ...] = (),
+    rules: Schema | None = None,
+) -> Schema:
     schema: Schema = {"type": "object", "description": description, "properties": dict(fields)}
-    return schema | ({"required": list(required)} if required else {})
+    return schema | ({"required": list(required)} if required else {}) | (rules or {})
 
 
 def _selector(description: str) -> Schema:
-    value = {"type": "string", "description": "A label's value.", "maxLength": 63}
+    value = {"type": "string", "description": "A label's value.", "maxLength": 63} | cel.LABEL_VALUE
     labels = {
         "type": "object",
         "description": "Labels that must all be there with these values.",
         "maxProperties": 64,
         "additionalProperties": value,
+        **cel.LABELS,
     }
     operators = ["In", "NotIn", "Exists", "DoesNotExist"]
     expression = _object(
         "A condition on one label.",
         {
-            "key": _text("The label's key.", 317),
+            "key": _text("The label's key.", 317) | cel.LABEL_KEY,
             "operator": _text("What must hold between the label and the values.", 12, enum=operators),
             "values": _list("The values of In and NotIn.", 64, value),
         },
         required=("key", "operator"),
+        rules=cel.EXPRESSION,
     )
     return _object(
         description,
@@ -113,8 +123,8 @@ def _selector(description: str) -> Schema:
     )
 
 
-_ADDRESS = _text("An IPv4 or IPv6 address.", 45)
-_CIDR = _text("A network such as 10.0.0.0/8 or 2001:db8::/32, without host bits.", 49)
+_ADDRESS = _text("An IPv4 or IPv6 address.", 45) | cel.ADDRESS
+_CIDR = _text("A network such as 10.0.0.0/8 or 2001:db8::/32, without host bits.", 49) | cel.NETWORK
 _PORT = {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}
 _PORTS = _object(
     "Ports of one protocol.",
@@ -128,20 +138,25 @@ _PORTS = _object(
             default="TCP",
         ),
     },
+    rules=cel.PORTS,
 )
 _IP_BLOCK = _object(
     "A network, less some parts of it.",
     {"cidr": _CIDR, "except": _list("Networks inside cidr that are not meant.", 16, _CIDR)},
     required=("cidr",),
+    rules=cel.IP_BLOCK,
 )
-_REGEX = _text("An RE2 expression that a whole name must match, such as api-[0-9]+\\.example\\.com.", 256)
+_REGEX = (
+    _text("An RE2 expression that a whole name must match, such as api-[0-9]+\\.example\\.com.", 256)
+    | cel.REGEX
+)
 _RULE = _object(
     "What may be reached: any of the peers, on the ports. At least one peer is named.",
     {
         "domains": _list(
             "DNS names. *.example.com is every name below example.com, never itself; * is every name.",
-            5000,
-            _text("A name or a wildcard.", 256),
+            1000,
+            _text("A name or a wildcard.", 256) | cel.NAME,
         ),
         "regex": _list(
             "Names by regular expression, always anchored at both ends; case does not count.", 64, _REGEX
@@ -152,6 +167,7 @@ _RULE = _object(
         "ipBlocks": _list("Networks with exceptions, as in NetworkPolicy.", 80, _IP_BLOCK),
         "ports": _list("The ports. Without this list every port of every protocol.", 64, _PORTS),
     },
+    rules=cel.RULE,
 )
 _DNS = _object(
     "How questions are treated.",
@@ -182,9 +198,10 @@ _CLUSTER_SPEC = _EGRESS_SPEC | {
     "workloadSelector": _selector("Machines behind a gateway, by the labels of their ExternalWorkload."),
     "sourceCIDRs": _list("Machines behind a gateway, by their addresses.", 256, _CIDR),
 }
+_ADDRESS_OR_NETWORK = _text("An address or a network.", 49) | cel.ADDRESS_OR_NETWORK
 _EXTERNAL_SPEC = _object(
     "A machine outside the cluster whose traffic a gateway forwards.",
-    {"addresses": _list("Its addresses or networks.", 256, _text("An address or a network.", 49))},
+    {"addresses": _list("Its addresses or networks.", 256, _ADDRESS_OR_NETWORK)},
     required=("addresses",),
 )
 _CONDITION = _object(
@@ -201,7 +218,10 @@ _CONDITION = _object(
 )
 _STATUS = _object(
     "What the agents say about the object.",
-    {"conditions": _list("What is known about it.", 16, _CONDITION, least=0)},
+    {
+        "conditions": _list("What is known about it.", 16, _CONDITION, least=0)
+        | {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    },
 )
 
 
@@ -223,7 +243,7 @@ KINDS: Mapping[str, Schema] = {
     ),
     "ClusterEgress": _kind(
         "What pods of many namespaces, nodes and machines behind a gateway may reach.",
-        _object("Who is meant, and what they may reach.", _CLUSTER_SPEC),
+        _object("Who is meant, and what they may reach.", _CLUSTER_SPEC, rules=cel.CLUSTER_SPEC),
     ),
     "ExternalWorkload": _kind("A name and labels for a machine outside the cluster.", _EXTERNAL_SPEC),
 }

@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from gateway import documents, patterns, schema, yaml_nodes
 from gateway.names import Pattern
 from gateway.records import Block, Egress, Expression, ExternalWorkload, Object, Ports, Rule, Selector
+from tests.refusals import REFUSALS, TEXTS, egress, rule
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "deploy" / "examples").glob("*.yaml"))
-
-
-def egress(spec: str, kind: str = "Egress", metadata: str = "{name: web}") -> str:
-    head = f"apiVersion: egress.skouter/v1alpha1\nkind: {kind}\nmetadata: {metadata}\nspec:\n"
-    return head + textwrap.indent(textwrap.dedent(spec).strip("\n"), "  ") + "\n"
-
-
-def rule(body: str) -> str:
-    return egress("podSelector: {}\nrules:\n" + textwrap.indent("- " + body, "  "))
 
 
 def only(text: str) -> Object:
@@ -198,184 +190,7 @@ def test_fqdn_is_the_same_as_regex() -> None:
 
 # ---- Problems: where, and what to write instead -----------------------------------------------------------
 
-PROBLEMS = [
-    (
-        "a boolean by accident",
-        rule("domains: [a.com, no]"),
-        "spec.rules[0].domains[1]",
-        'write "no" in quotes',
-    ),
-    ("a number by accident", rule("domains: [1.5]"), "spec.rules[0].domains[0]", 'write "1.5" in quotes'),
-    ("a label by accident", egress("podSelector: {matchLabels: {on: yes}}"), None, 'write "yes" in quotes'),
-    ("one name without a list", rule("domains: a.com"), "spec.rules[0].domains", "write a list: [a.com]"),
-    ("a port in quotes", rule('domains: [a]\n  ports: [{port: "80"}]'), None, "write 80 without quotes"),
-    ("a flag in quotes", egress('dns: {onlyAllowedNames: "true"}'), None, "write true without quotes"),
-    ("a misspelt field", egress("podSelectr: {}"), "spec.podSelectr", "write podSelector"),
-    ("a misspelt except", rule("ipBlocks: [{cidr: 10.0.0.0/8, excpet: []}]"), None, "write except"),
-    ("a misspelt mode", egress("mode: audit"), "spec.mode", "write Audit"),
-    ("a misspelt protocol", rule("domains: [a]\n  ports: [{protocol: tcp}]"), None, "write TCP"),
-    ("a field of the other kind", egress("nodeSelector: {}"), None, "write a ClusterEgress for it"),
-    ("a strange field", egress("zzz: 1"), "spec.zzz", "choose from mode, podSelector, dns, rules"),
-    (
-        "a wildcard as an expression",
-        rule('regex: ["*.example.com"]'),
-        "spec.rules[0].regex[0]",
-        "write *.example.com under domains",
-    ),
-    ("a wildcard in a label", rule('domains: ["a*.com"]'), "spec.rules[0].domains[0]", "write *.com"),
-    ("an address as a name", rule("domains: [192.0.2.1]"), None, "write 192.0.2.1 under ips"),
-    (
-        "a name as an address",
-        rule("ips: [a.com]"),
-        None,
-        "write an address such as 192.0.2.1; names are domains",
-    ),
-    ("a network as an address", rule("ips: [10.0.0.0/8]"), None, "write 10.0.0.0/8 under cidrs"),
-    ("an address as a network", rule("cidrs: [10.0.0.1]"), None, "write 10.0.0.1/32"),
-    ("host bits", rule("cidrs: [10.1.2.3/8]"), "spec.rules[0].cidrs[0]", "write 10.0.0.0/8"),
-    ("host bits of IPv6", rule('cidrs: ["2001:db8::1/32"]'), None, "write 2001:db8::/32"),
-    ("a mask", rule("cidrs: [10.0.0.0/255.0.0.0]"), None, "write 10.0.0.0/8"),
-    ("IPv4 written as IPv6", rule('ips: ["::ffff:192.0.2.1"]'), None, "write 192.0.2.1"),
-    ("IPv4 networks written as IPv6", rule('cidrs: ["::ffff:10.0.0.0/104"]'), None, "write 10.0.0.0/8"),
-    ("a zone", rule("ips: ['fe80::1%eth0']"), None, "write fe80::1"),
-    (
-        "leading zeros",
-        rule("ips: [10.0.0.01]"),
-        None,
-        "write an address such as 192.0.2.1; names are domains",
-    ),
-    (
-        "an except elsewhere",
-        rule("ipBlocks: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]"),
-        "spec.rules[0].ipBlocks[0].except[0]",
-        "write a network inside 10.0.0.0/8",
-    ),
-    (
-        "an except around its network",
-        rule("ipBlocks: [{cidr: 10.0.0.0/16, except: [10.0.0.0/8]}]"),
-        None,
-        "write a network inside 10.0.0.0/16",
-    ),
-    (
-        "an except of another family",
-        rule('ipBlocks: [{cidr: "::/0", except: [10.0.0.0/8]}]'),
-        None,
-        "write a network inside ::/0",
-    ),
-    (
-        "an except that leaves nothing",
-        rule("ipBlocks: [{cidr: 10.0.0.0/8, except: [10.0.0.0/8]}]"),
-        None,
-        "write a network inside 10.0.0.0/8",
-    ),
-    ("a range backwards", rule("domains: [a]\n  ports: [{port: 9, endPort: 8}]"), None, "write 9 or more"),
-    ("a range from nowhere", rule("domains: [a]\n  ports: [{endPort: 8}]"), None, "add port"),
-    (
-        "a port of ICMP",
-        rule("domains: [a]\n  ports: [{port: 8, protocol: ICMP}]"),
-        None,
-        "leave the port out",
-    ),
-    (
-        "a port of ANY",
-        rule("domains: [a]\n  ports: [{port: 8, protocol: ANY}]"),
-        "spec.rules[0].ports[0].port",
-        "write one entry each for TCP and UDP",
-    ),
-    ("port 0", rule("domains: [a]\n  ports: [{port: 0}]"), None, "write 1 or more"),
-    ("port 65536", rule("domains: [a]\n  ports: [{port: 65536}]"), None, "write 65535 or less"),
-    ("no ports in the list", rule("domains: [a]\n  ports: []"), None, "leave it out, or name at least one"),
-    ("no names in the list", rule("domains: []"), None, "leave it out, or name at least one"),
-    ("an empty name", rule('domains: [""]'), None, "leave it out, or name at least one"),
-    (
-        "a rule without a peer",
-        rule("ports: [{port: 80}]"),
-        "spec.rules[0]",
-        'add domains, regex, ips, cidrs or ipBlocks; everything is cidrs: [0.0.0.0/0, "::/0"]',
-    ),
-    ("an empty selector by accident", egress("podSelector:"), None, "leave it out, or write its fields"),
-    (
-        "a selector that cannot hold",
-        egress("podSelector: {matchExpressions: [{key: a, operator: In}]}"),
-        "spec.podSelector.matchExpressions[0].values",
-        "add the values of In",
-    ),
-    (
-        "values without a use",
-        egress("podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}"),
-        None,
-        "leave it out",
-    ),
-    (
-        "a key that is none",
-        egress('podSelector: {matchLabels: {"a b": c}}'),
-        None,
-        "write a key such as app or example.com/app",
-    ),
-    (
-        "a value that is none",
-        egress('podSelector: {matchLabels: {a: "b c"}}'),
-        None,
-        "write letters, digits, -, _ and .",
-    ),
-    (
-        "namespaces without pods",
-        egress("namespaceSelector: {}", "ClusterEgress"),
-        None,
-        "add podSelector: {} for all their pods",
-    ),
-    (
-        "a namespace of a cluster's object",
-        egress("{}", "ClusterEgress", "{name: a, namespace: b}"),
-        None,
-        "leave it out",
-    ),
-    ("no name", egress("{}", metadata="{}"), "metadata.name", "add metadata.name"),
-    (
-        "a name that is none",
-        egress("{}", metadata="{name: A_b}"),
-        None,
-        "write lower-case letters, digits and -",
-    ),
-    ("a name that is a number", egress("{}", metadata="{name: 010}"), None, 'write "010" in quotes'),
-    ("a misspelt namespace", egress("{}", metadata="{name: a, namespce: b}"), None, "write namespace"),
-    ("no metadata", egress("{}", metadata=""), "metadata", "write metadata: {name: ...}"),
-    ("no spec", "apiVersion: egress.skouter/v1alpha1\nkind: Egress\nmetadata: {name: a}", "spec", "add spec"),
-    ("no addresses", egress("{}", "ExternalWorkload"), "spec.addresses", "add addresses"),
-    (
-        "another kind",
-        egress("{}", "Deployment"),
-        "kind",
-        "choose from Egress, ClusterEgress, ExternalWorkload",
-    ),
-    ("a misspelt kind", egress("{}", "egress"), "kind", "write Egress"),
-    (
-        "another version",
-        egress("{}").replace("v1alpha1", "v1"),
-        "apiVersion",
-        "write egress.skouter/v1alpha1",
-    ),
-    ("a list at the top", "- a\n", "", "write apiVersion, kind, metadata and spec"),
-    ("a text at the top", "hello", "", "write apiVersion, kind, metadata and spec"),
-    ("nothing", "", "", "write an Egress"),
-    ("only comments", "# nothing\n---\n", "", "write an Egress"),
-    ("a key twice", rule("domains: [a]\n  domains: [b]"), "spec.rules[0].domains", "leave one of them"),
-    ("a strange tag", rule("domains: [!!python/name:os.system a]"), None, "leave the tag out"),
-    ("a tag that does not fit", rule("domains: [!!int a]"), None, "leave the tag out"),
-    ("a key that is a list", "? [a]\n: b\n" + egress("{}"), "", "write plain keys"),
-    ("an alias within itself", egress("&a {rules: [*a]}"), None, "write less"),
-    (
-        "an unquoted wildcard",
-        rule("domains: [*.a.com]"),
-        "",
-        'write names with a * in quotes: "*.example.com"',
-    ),
-    ("no YAML", "a: [", "", "mend the YAML; texts with : # * or & in them need quotes"),
-    ("control characters", "a: \x01", "", "write plain UTF-8 text"),
-    ("half a character", "a: \ud800", "", "write plain UTF-8 text"),
-    ("a cellar of brackets", "[" * 100_000, "", "write plain UTF-8 text"),
-    ("a cellar of dashes", "- " * 100_000, "", "write plain UTF-8 text"),
-]
+PROBLEMS = [row[:4] for row in REFUSALS] + TEXTS
 
 
 @pytest.mark.parametrize(("text", "field", "mend"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS])
@@ -444,18 +259,6 @@ def test_the_same_object_twice_is_a_problem() -> None:
     objects, (problem,) = documents.read(f"{egress('{}')}---\n{egress('rules: []')}", "f.yaml")
     assert len(objects) == 1
     assert problem.field == "metadata.name"
-
-
-@pytest.mark.parametrize(
-    ("body", "mend"),
-    [
-        ("rules: [" + "{domains: [a]}, " * 65 + "]", "write at most 64, and the rest in another object"),
-        ("rules: [{domains: [" + "a, " * 5001 + "]}]", "write at most 5000, and the rest in another object"),
-        ("rules: [{domains: [" + "a" * 257 + "]}]", "write at most 256"),
-    ],
-)
-def test_a_bound_of_the_schema(body: str, mend: str) -> None:
-    assert mend in [mend for _, mend in told(egress(body))]
 
 
 # ---- Whatever comes, a problem and never an exception -----------------------------------------------------
@@ -537,9 +340,9 @@ def test_aliases_count_at_every_use() -> None:
 
 
 def test_a_document_at_the_bounds_is_read_in_reasonable_time() -> None:
-    rules = [{"domains": [f"n{i}.example.com" for i in range(5000)]}] * 2
+    rules = [{"domains": [f"n{i}.example.com" for i in range(1000)]}] * 10
     spec = {"podSelector": {}, "rules": rules}
     found, problems = documents.read_object({**yaml.safe_load(egress("{}")), "spec": spec})
     assert problems == []
     assert isinstance(found, Egress)
-    assert len(found.rules[0].domains) == 5000
+    assert sum(len(rule.domains) for rule in found.rules) == 10_000

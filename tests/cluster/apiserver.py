@@ -138,9 +138,10 @@ class ApiServer:
         token: str | None = None,
         timeout: float = PATIENCE,
     ) -> tuple[int, Any]:
-        """Status and JSON of one request, without kubectl's second: `/apis/egress.skouter/v1alpha1/...`."""
+        """Status and JSON of one request, without kubectl's second; a text is sent as it stands."""
         headers = {"Authorization": f"Bearer {token or self.token}", "Content-Type": kind}
-        data = None if body is None else json.dumps(body).encode()
+        text = body if isinstance(body, str) else json.dumps(body)
+        data = None if body is None else text.encode()
         asked = urllib.request.Request(self.url + path, data, headers, method=method)
         context = ssl.create_default_context(cafile=self.ca)
         try:

@@ -13,6 +13,8 @@ from tests.cluster.gate import Gate
 from tests.cluster.objects import NODE, OURS, create, define, delete
 from tests.tools import build
 
+CRDS = Path(__file__).parent.parent.parent / "deploy" / "crds"
+
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
@@ -25,6 +27,14 @@ def api(programs: Path) -> Iterator[ApiServer]:
     """A running API server, the same for all: who writes tidies up, or keeps to a namespace of its own."""
     with ApiServer(programs) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def crds_applied(api: ApiServer) -> ApiServer:
+    """The same server, with the definitions of this checkout."""
+    api.kubectl("apply", "--server-side", "-f", CRDS)
+    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS)
+    return api
 
 
 @pytest.fixture(scope="session")
