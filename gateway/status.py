@@ -123,4 +123,11 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
     if agent["problems"]:
         out.append("  these files are NOT enforced, an earlier set of them is:")
         out += [f"    {problem}" for problem in agent["problems"]]
-    return out + [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    out += [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    return out + [f"  {line}" for row in agent.get("pods", ()) for line in _pod_lines(row)]
+
+
+def _pod_lines(row: dict[str, Any]) -> list[str]:
+    by = f", selected by {', '.join(row['objects'])}" if row["objects"] else ""
+    loose = [f"  Uncontained: {row['uncontained']}"] if row["uncontained"] else []
+    return [f"{row['pod']}: {row['group']}{by}", *loose]
