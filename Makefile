@@ -15,7 +15,7 @@ TOOLS = envtest helm# sets of tests/tools that make test needs; node and coredns
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format tools envtest manifests image bench matrix install uninstall packages-% clean
+.PHONY: demo test lint format crds tools envtest manifests image bench matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -31,6 +31,10 @@ lint: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# The definitions for the API server, after a change of gateway/schema.py or gateway/cel.py.
+crds: $(VENV)/ready
+	$(BIN)/python -m deploy.crds
 
 # An API server and kubectl, found on this machine or built from pinned Go modules: minutes, once.
 tools: $(VENV)/ready-dev

@@ -25,6 +25,7 @@
 #include "flows.h"
 #include "names.h"
 #include "dns.h"
+#include "aliases.h"
 #include "patterns.h"
 #include "learn.h"
 #include "stages.h"

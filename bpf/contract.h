@@ -88,6 +88,10 @@ struct name_key {
 	__u8 text[254];           /* reversed, lower case; exact names end in NUL */
 };
 
+/* What DNS may teach of an address: a value of `never`. Under policy 0, as the rows of `domains` are, which say
+ * below which names the cluster's own addresses lie. */
+enum range { ANYBODY, NEVER, CLUSTER };
+
 /* How many characters of a name to take away, the shortest suffix first, 0 where there are fewer. */
 struct suffixes {
 	__u8 length[8];
@@ -291,9 +295,10 @@ struct slate {
 	__u32 truncated;          /* TC */
 	__u32 partial;            /* longer than MESSAGE: its end was not loaded */
 	__u32 suffix;             /* of `suffixes`, the next to take away */
+	__u32 cluster;            /* the name may teach the cluster's own addresses */
 	__u64 hash;
 	struct question question;
-	__u64 wanting[8];         /* those of the names table, then those of the automaton */
+	__u64 wanting[16];        /* those of the names table, then those of the automaton; the same of an alias */
 	struct suffixes suffixes;
 	struct record records[64];
 	struct answer_event told;
@@ -314,6 +319,7 @@ MAP(lpm, suffixes, struct name_key, struct suffixes, 65536)
 MAP(automata, patterns, __u32, struct state, POLICIES)
 MAP(lpm, prefixes, struct prefix_key, struct peers, 1000000)
 MAP(lpm, never, struct prefix_key, __u32, 4096)
+MAP(lpm, domains, struct name_key, __u32, 4096)
 MAP(hash, rules, struct rule_key, struct rule, 262144)
 MAP(lpm, services, struct service_key, struct service, 1000000)
 MAP(hash, single_services, struct service_key, struct service, 262144)

@@ -53,8 +53,18 @@ class Table:
             return None
 
     def __setitem__(self, key: object, value: object) -> None:
-        try:
+        with self._naming():
             kernel.update(self.fd, self._key(key), contract().pack(self.value, value))
+
+    def insert(self, key: object, value: object) -> bool:
+        """Whether the key was not there; if it was, its value stays."""
+        with self._naming():
+            return kernel.insert(self.fd, self._key(key), contract().pack(self.value, value))
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DatapathError(
                 f"table {self.layout.name}: {error.strerror} (limit {self.layout.entries})"

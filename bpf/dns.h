@@ -255,6 +255,7 @@ static __always_inline void read_record(struct slate *s)
 		return;
 	}
 	if (type == TYPE_CNAME) {
+		s->cluster = 0;                  /* an alias may lead out of the cluster */
 		s->state = READ_TARGET;
 		s->labels = 0;
 		s->resume = 0;

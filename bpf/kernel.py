@@ -6,6 +6,7 @@ architecture. Every function raises :class:`OSError` with the kernel's errno. So
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -89,6 +90,7 @@ ffi.cdef(
 _lib = ffi.dlopen("libbpf.so.1")
 
 ALLOW_MULTI = 2
+NOT_THERE_YET = 1  # BPF_NOEXIST
 HOOKS = 64  # values of enum bpf_attach_type that are tried
 TRACE_ITER = 28
 
@@ -116,6 +118,15 @@ def lookup(fd: int, key: bytes, size: int) -> bytes | None:
 
 def update(fd: int, key: bytes, value: bytes) -> None:
     _checked(_lib.bpf_map_update_elem(fd, key, value, 0), "map update")
+
+
+def insert(fd: int, key: bytes, value: bytes) -> bool:
+    """Whether the key was not there yet: what is there stays as it is."""
+    result = _lib.bpf_map_update_elem(fd, key, value, NOT_THERE_YET)
+    if result == -errno.EEXIST:
+        return False
+    _checked(result, "map update")
+    return True
 
 
 def delete(fd: int, key: bytes) -> bool:

@@ -50,14 +50,10 @@ static __always_inline int release_slate(struct __sk_buff *skb)
 	return PASS;
 }
 
-static __always_inline int never_learned(const u8 *address)
+static __always_inline int leads_back(const u8 *address)
 {
-	struct prefix_key key = {.bits = 128 + 16};
 	u32 first = bpf_ntohl(word(address, 0)), last = bpf_ntohl(word(address, 3));
 
-	__builtin_memcpy(key.address, address, 16);
-	if (never.lookup(&key))                                        /* the operator's own ranges */
-		return 1;
 	if (is_ipv4(address))
 		return last >> 24 == 0 || last >> 24 == 127 ||         /* this network, loopback */
 		       last >> 16 == 0xa9fe ||                         /* link-local, cloud metadata */
@@ -67,6 +63,20 @@ static __always_inline int never_learned(const u8 *address)
 	       first == 0x0064ff9b ||                                  /* NAT64, both prefixes */
 	       (first == 0 && word(address, 1) == 0) ||                /* unspecified, loopback, compatible */
 	       first == 0xfd000ec2 || first == 0xfd2000ce;             /* AWS's and Google's metadata */
+}
+
+/* Whether this name may not teach this address: also where it lies in the operator's own ranges, or in the
+ * cluster's, whose names alone say what is there. */
+static __always_inline int never_learned(const struct slate *s, const u8 *address)
+{
+	struct prefix_key key = {.bits = 128 + 16};
+	u32 *range;
+
+	if (leads_back(address))
+		return 1;
+	__builtin_memcpy(key.address, address, 16);
+	range = never.lookup(&key);
+	return range && (*range == NEVER || (*range == CLUSTER && !s->cluster));
 }
 
 /* Times first, the peer last: a slot that is half written admits nobody. */
@@ -177,7 +187,7 @@ static __always_inline void add_peers(struct slate *s, const struct peers *row)
 	for (u32 i = 0; i < PEERS; i++) {
 		if (!row->id[i])
 			break;
-		s->wanting[s->wants & (2 * PEERS - 1)] = row->id[i];
+		s->wanting[s->wants & (4 * PEERS - 1)] = row->id[i];
 		s->wants++;
 	}
 }
@@ -203,8 +213,8 @@ static __always_inline void learn_address(struct slate *s, struct subject *who, 
 	u64 lasts = now + (seconds + policy->grace) * 1000000000ULL;
 	enum reason reason = SEEN;
 
-	who->peer = s->wanting[turn & (2 * PEERS - 1)];
-	if (r->mapped || never_learned(r->address)) {
+	who->peer = s->wanting[turn & (4 * PEERS - 1)];
+	if (r->mapped || never_learned(s, r->address)) {
 		reason = NEVER_LEARNED;
 	} else if (s->wants) {
 		reason = grant_address(who->policy, r->address, who->peer, lasts, now);

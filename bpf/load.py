@@ -54,7 +54,7 @@ HOOKS = {
     "sendmsg6": Hook("note", ADDRESS, 15),
     "resolver": Hook("resolver", SKB, 1),
 }
-STAGES = ("question", "ask", "answer", "pattern", "records", "grant")  # in the order of enum stage
+STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
 
 
 def maps_folder(root: Path) -> Path:

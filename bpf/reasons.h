@@ -69,4 +69,13 @@ enum verdict { DROP, PASS, WOULD_DROP };
 /* What one stage hands to the next in the packet's control block; two versions may share one table of stages. */
 enum control { CB_SLATE, CB_OFFSET, CB_HOOK, CB_WORKLOAD, CB_WORKLOAD_HIGH };
 
-enum stage { STAGE_QUESTION, STAGE_ASK, STAGE_ANSWER, STAGE_PATTERNS, STAGE_RECORDS, STAGE_GRANTS, STAGES };
+enum stage {
+	STAGE_QUESTION,
+	STAGE_ASK,
+	STAGE_ANSWER,
+	STAGE_PATTERNS,
+	STAGE_ALIAS,
+	STAGE_RECORDS,
+	STAGE_GRANTS,
+	STAGES,
+};

@@ -1,7 +1,7 @@
 /* stages.h: the programs that read a DNS message, one after the other by tail calls (enum stage).
  *
  *   egress   -> question -> ask                     what may be asked, and is kept
- *   ingress  -> answer [-> pattern] -> records -> grant
+ *   ingress  -> answer [-> pattern] [-> alias] -> records -> grant
  *   resolver -> answer ...                          of a server on this host
  *
  * Rules this file obeys:
@@ -120,6 +120,14 @@ static __always_inline void turn(struct tuple *to, const struct tuple *from)
 	set_service(to, *(const u32 *)from->local_port, from->protocol, 0);
 }
 
+/* Somebody wants what the records say, or they are told all the same. */
+static __always_inline int read_on(struct __sk_buff *skb, struct slate *s, const struct subject *who)
+{
+	if (s->wants || who->flags & (TRACE | NAMES))
+		stages.call(skb, STAGE_RECORDS);
+	return release_slate(skb);
+}
+
 int answer(struct __sk_buff *skb)
 {
 	struct subject who = {};
@@ -148,16 +156,18 @@ int answer(struct __sk_buff *skb)
 		return release_slate(skb);
 	}
 	s->wants = 0;
+	s->cluster = 0;
 	if (!begin_records(s))
 		return release_slate(skb);
 	if (!s->odd) {
+		s->cluster = domains.lookup(name_key_of(s, 0, s->text_length)) != NULL;
 		add_peers(s, find_name(s, who.policy, s->text_length));
 		if (who.flags & PATTERNS)
 			stages.call(skb, STAGE_PATTERNS);
+		if (begins_with_alias(s))
+			stages.call(skb, STAGE_ALIAS);
 	}
-	if (s->wants || who.flags & (TRACE | NAMES))
-		stages.call(skb, STAGE_RECORDS);
-	return release_slate(skb);
+	return read_on(skb, s, &who);
 }
 
 int pattern(struct __sk_buff *skb)
@@ -171,9 +181,30 @@ int pattern(struct __sk_buff *skb)
 	end = walk(s, who.policy, s->text_length);
 	if (end)
 		add_peers(s, (struct peers *)end->peers);
-	if (s->wants || who.flags & (TRACE | NAMES))
-		stages.call(skb, STAGE_RECORDS);
-	return release_slate(skb);
+	if (begins_with_alias(s))
+		stages.call(skb, STAGE_ALIAS);
+	return read_on(skb, s, &who);
+}
+
+/* The peers of the name that a search suffix was stripped from. */
+int alias(struct __sk_buff *skb)
+{
+	struct slate *s = slate_of(skb);
+	struct subject who = {};
+	struct state *end = NULL;
+	u32 left;
+
+	if (!s || !asker(s, &who))
+		return release_slate(skb);
+	left = stripped_length(s, who.policy);
+	if (left) {
+		add_peers(s, find_name(s, who.policy, left));
+		if (who.flags & PATTERNS)
+			end = walk(s, who.policy, left);
+		if (end)
+			add_peers(s, (struct peers *)end->peers);
+	}
+	return read_on(skb, s, &who);
 }
 
 int records(struct __sk_buff *skb)

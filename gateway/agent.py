@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from bpf import kernel
-from bpf.events import SENTENCES, decode
 from gateway import duties, kubelet, lifelines
+from gateway.acceptance import Acceptance
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.good_files import GoodFiles
-from gateway.journal import Journal
 from gateway.node_pods import NodePods, refuse_version_1
-from gateway.notify import NOTICE, WARNING, Notifier, say
+from gateway.notify import NOTICE, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
+from gateway.refusals import Refusals
 from gateway.request import NodeOf, Request
 from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
 OFF = "NOT ENFORCED: skouter off was used: nothing is filtered until the agent is started again"
+NOT_YET = "has not told everything yet, all stays as it is"
 LEFT = Parting.STAYS.value
 
 Found = TypeVar("Found")
@@ -90,14 +91,15 @@ class _Agent:
             closing(PolicyFiles(request.policies, request.config, request.node is not None))
         )
         self.good = GoodFiles(self.files, where.kept, self._at_length)
-        self.journal = Journal(SENTENCES)
         self.source = _source(request.node)
         self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
         self.stirred: set[str] = set()
+        self.refusals = Refusals(self.pods, self.source, self._look_at_pod)
         self.guards: frozenset[Guard] = frozenset()
         self.listening: dict[str, trio.CancelScope] = {}
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
-        self.is_ready, self.parting, self.looked = False, Parting.STAYS, float("-inf")
+        self.is_ready = self.is_whole = False
+        self.parting = Parting.STAYS
         self.last: Bulletin | None = None
         self.busy_since: float | None = None
         self.attached, self.swept = True, float("-inf")
@@ -109,7 +111,7 @@ class _Agent:
                 await self._begin()
                 for task in (self._keep_up, self._follow_files, self._follow_cgroups, self._follow_cluster):
                     self.nursery.start_soon(task)
-                for task in (self._look_around, self._tell_what_waited, self._stay_alive):
+                for task in (self._look_around, self.refusals.tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -156,7 +158,7 @@ class _Agent:
                 self.notifier.reloading()
                 await self._reload()
             status = await self._enforce()
-            if not self.is_ready and self.pods and self.pods.cluster:
+            if self.is_whole and not self.is_ready:
                 self._say_ready(status)
             elif read and self.is_ready:
                 self.notifier.ready(status)
@@ -189,8 +191,11 @@ class _Agent:
         if self.source is None or self.pods is None:
             return
         await self.nursery.start(self.source.run)
+        acceptance = Acceptance(self.source)
+        self.nursery.start_soon(acceptance.run)
         while True:
             self.pods.cluster = self.source.cluster
+            acceptance.look(self.pods.cluster)
             self._ask()
             await self.source.changed()
 
@@ -208,12 +213,6 @@ class _Agent:
                     self.must_find = self.must_find or is_new
                     self._ask()
 
-    async def _tell_what_waited(self) -> None:
-        while True:
-            await trio.sleep(1)
-            for line in self.journal.due(trio.current_time()):
-                say(line, WARNING)
-
     async def _stay_alive(self) -> None:
         """The watchdog is for a step that hangs; this loop itself can't hang unseen."""
         while limit := self.notifier.watchdog:
@@ -230,7 +229,7 @@ class _Agent:
             finally:
                 ring.consume()
                 ring.close()
-                self.journal.forget(name)
+                self.refusals.forget(name)
 
     # ---- Steps --------------------------------------------------------------------------------------------
 
@@ -283,9 +282,12 @@ class _Agent:
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
-            return wanted, self.enforcement.apply(wanted, ids, options, around.home, self.pods.homes.known)
+            return wanted, self.enforcement.apply(
+                wanted, ids, options, around.home, self.pods.where(around.home)
+            )
 
         wanted, outcome = await self._at_length(enforce)
+        self.is_whole = self.pods is None or wanted.ranges is not None
         if trio.current_time() > self.swept + RENEW:
             self.swept = trio.current_time()
             await self._at_length(self.enforcement.sweep)
@@ -320,29 +322,12 @@ class _Agent:
             self.listening.pop(name).cancel()
         for name in held.keys() - self.listening.keys():
             self.listening[name] = trio.CancelScope()
-            ring = kernel.Ring(held[name].ring, self._teller(name))
+            ring = kernel.Ring(held[name].ring, self.refusals.teller(name))
             self.nursery.start_soon(self._listen, name, ring, self.listening[name])
 
-    def _teller(self, name: str) -> Callable[[bytes], None]:
-        def tell(data: bytes) -> None:
-            event = decode(data)
-            titled = self.pods.by_id.get(event.workload) if self.pods else None
-            if titled and self.source and titled.pod and (note := self.journal.note(titled.title, event)):
-                self.source.tell(titled.pod, "EgressDenied", note)
-            if titled and event.reason == "SPOOFED":
-                self._look_again(titled.path)
-            for line in self.journal.add(titled.title if titled else name, event, trio.current_time()):
-                say(line, WARNING)
-
-        return tell
-
-    def _look_again(self, path: str) -> None:
-        """What looks forged may come from an address that the pod got since it was looked at; but how often
-        that is looked at is not a pod's to say."""
-        if trio.current_time() > self.looked + LOOK_AGAIN:
-            self.looked = trio.current_time()
-            self.stirred.add(path)
-            self._ask()
+    def _look_at_pod(self, path: str) -> None:
+        self.stirred.add(path)
+        self._ask()
 
     def _post(self, failed: Iterable[str], told: Iterable[str]) -> str:
         bulletin = Bulletin(
@@ -363,6 +348,10 @@ class _Agent:
     def _api_away(self) -> list[str]:
         if self.source is None or self.source.health.connected:
             return []
+        if not self.is_ready:
+            return [
+                f"the API server has not told everything yet, all stays as it is: {self.source.health.error}"
+            ]
         return [f"the API server does not answer, what it said last holds: {self.source.health.error}"]
 
     async def _at_length(self, step: Callable[[], Found]) -> Found:

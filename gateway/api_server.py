@@ -14,6 +14,7 @@ Source: Kubernetes API Concepts (watches, bookmarks, 410 Gone), RFC 9110 10.2.3 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -158,12 +159,8 @@ class Stream:
                 data = self._response.read1(1 << 16)
             except ReadTimeoutError as error:
                 raise SilentError(0, "the watch fell silent") from error
-            except (
-                HTTPError,
-                OSError,
-                ValueError,
-                AttributeError,
-            ) as error:  # the latter two: closed meanwhile
+            except (HTTPError, OSError, ValueError, AttributeError) as error:
+                # The last two: it was closed meanwhile.
                 raise ServerError(0, f"the watch broke: {type(error).__name__}") from error
             if not data:
                 self._response.release_conn()
@@ -195,10 +192,13 @@ def _connect(kubeconfig: Path | None, account: Path) -> ApiClient:
     except (config.ConfigException, OSError) as error:
         mend = "run in a pod with a service account, or name a kubeconfig"
         raise ServerError(0, f"no way to the API server: {error}; {mend}") from error
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is told here
     settings.retries = False
     settings.keep_alive = True
     settings.connection_pool_maxsize = CONNECTIONS
-    return client.ApiClient(settings)
+    made = client.ApiClient(settings)
+    made.user_agent = "skouter"
+    return made
 
 
 def _config_error() -> type[Exception]:

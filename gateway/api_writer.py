@@ -30,6 +30,7 @@ from gateway import conditions
 from gateway.api_objects import Condition, Item
 from gateway.api_server import APPLY, Data, Door, ServerError
 from gateway.cluster import Node, Pod
+from gateway.crds import NAMES
 from gateway.pod_events import PodEvents, Told
 from gateway.records import Problem
 from gateway.schema import API_VERSION
@@ -40,6 +41,7 @@ MERGE = "application/merge-patch+json"
 EACH = 0.1  # seconds that are added to the spread for each object that waits
 PAUSE = 1.0  # between two looks at what is to be told
 LONGEST_NOTE = 1024  # bytes
+ROOM = 20_000  # objects whose condition was seen
 
 Key = tuple[str, str]  # kind, namespace/name
 
@@ -108,9 +110,12 @@ class Writer:
         except ServerError as error:
             if error.status == 404:
                 return
-            if error.status != 409:  # another agent's, most likely; the watch tells before it is due again
+            is_behind = (
+                error.status == 409
+            )  # another agent, most likely: the watch tells before it is due again
+            if not is_behind:
                 self.error = f"the condition of {at[0]} {at[1]} can't be written: {error}"
-            waiting.due = self._some_time(error.retry_after if error.status == 409 else self.later)
+            waiting.due = self._some_time(0.0 if is_behind else max(self.later, error.retry_after))
             self._waiting.setdefault(at, waiting)
         else:
             self._conditions_written += 1
@@ -121,12 +126,13 @@ class Writer:
         kind, (namespace, _, name) = at[0], at[1].rpartition("/")
         body = conditions.body(kind, name, namespace or None, item, wanted, _rfc3339(time.time()))
         inside = f"namespaces/{namespace}/" if namespace else ""
-        plural = f"{kind.lower()}{'es' if kind.endswith('s') else 's'}"
-        path = f"/apis/{API_VERSION}/{inside}{plural}/{name}/status"
+        path = f"/apis/{API_VERSION}/{inside}{NAMES[kind].plural}/{name}/status"
         self.door.send("PATCH", path, body, APPLY, fieldManager=MANAGER, force="true")
 
     def _is_done(self, at: Key, item: Item, wanted: Condition) -> bool:
         if conditions.stands(item, wanted):
+            if len(self._done) >= ROOM:
+                self._done.clear()  # at worst two versions of agents write a condition once more
             self._done[at] = item.uid, item.generation
         return self._done.get(at) == (item.uid, item.generation)
 

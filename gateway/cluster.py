@@ -63,9 +63,9 @@ class Node:
 class Cluster:
     """Everything that policies of this node hang on.
 
-    `resolvers` are the servers of the cluster's DNS, addresses and ports as a pod may see them: the
-    Service's, its endpoints', the node's own cache. `ranges` are the networks that pods and Services have, as
-    far as the API tells them to a node: those of this node's pods, and of Services where it has ServiceCIDRs.
+    `resolvers` are the cluster's DNS servers as a pod may see them, address and port: of the Service, of its
+    endpoints, of the node's own cache. `ranges` are the networks of pods and Services as far as the API tells
+    them to a node: of the pods of this one, and of Services where it has ServiceCIDRs.
     """
 
     node: Node

@@ -20,7 +20,7 @@ from gateway.engine import Engine, Held
 from gateway.numbers import Options
 from gateway.policy import Policy
 from gateway.probe import check_refused
-from gateway.states import is_owned, locked, read_state, write_state
+from gateway.states import is_command, is_owned, locked, read_state, record, records, write_state
 from routing.own import Home
 
 LINGER = 180  # seconds that an ended workload's sockets may need to say what they still have (tcp(7))
@@ -71,26 +71,28 @@ def dismiss(engine: Engine, held: Held) -> list[int]:
 
 def tidy(engine: Engine) -> None:
     """Ends commands whose owner is gone and in which nothing runs any more; removes those long ended."""
-    for path in engine.where.run.glob("run-*.json"):
+    over = []
+    for path in filter(is_command, records(engine.where)):
         with suppress(OSError):  # one that can't be removed must not stop the others, nor the start
             if not is_owned(path) and not cgroups.is_populated(engine.where.cgroup / path.stem):
-                _end(engine, path.stem)
+                over += [path.stem] if _end(engine, path.stem) else []
+    engine.forget(*over)
 
 
-def _end(engine: Engine, name: str) -> None:
-    """The cgroup goes at once, the rest when LINGER is over."""
-    path, cgroup = engine.where.run / f"{name}.json", engine.where.cgroup / name
+def _end(engine: Engine, name: str) -> bool:
+    """The cgroup goes at once, the rest when LINGER is over: then it is to be forgotten."""
+    path, cgroup = record(engine.where, name), engine.where.cgroup / name
     state, now = read_state(path), time.clock_gettime(time.CLOCK_BOOTTIME)
     if state is not None and state["ended"] is not None and 0 <= now - state["ended"] < LINGER:
-        return
+        return False
     if cgroup.is_dir():
         identity = cgroups.cgroup_id(cgroup)
         cgroups.remove_cgroup(cgroup)
         if state is None:  # half written; its number is emptied before it is used again
             engine.datapath["workloads"].discard(identity)
     if state is None or state["ended"] is not None:
-        engine.forget(name)
-        return
+        return True
     fd = os.open(path, os.O_RDWR)
     write_state(fd, {**state, "ended": now})
     os.close(fd)
+    return False

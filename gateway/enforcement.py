@@ -31,12 +31,12 @@ from gateway.engine import Engine, Held
 from gateway.groups import GROUP
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
-from gateway.plan import EXEMPT, Plan, Wanted
+from gateway.plan import EXEMPT, Plan, Ranges, Wanted
 from gateway.policy import Policy
 from gateway.resolvers import Resolver
 from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
-from routing.own import UNKNOWN, Home
+from routing.own import Home
 
 NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
 
@@ -57,6 +57,7 @@ class Enforcement:
         self.engine, self.root = engine, root
         self._homes: dict[str, Home] = {}  # where each placed cgroup lives, by path
         self._shut: dict[str, int] = {}
+        self._ranges: Ranges | None = None
         self.held: dict[str, Held] = {}
         self.placed = self._left(ids)
         self._known = set(ids.values())  # cgroups that were there before: a newborn's sockets are its own
@@ -99,13 +100,18 @@ class Enforcement:
         home: Home,
         homes: Mapping[str, Home] = NOWHERE_ELSE,
     ) -> Outcome:
-        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. All of them
-        live in `home`, but those of `homes`; those of their processes that live elsewhere decide nothing."""
+        """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. Pods live in
+        their `homes`, one that has none there where it lived; all others in `home`. Those of their processes
+        that live elsewhere decide nothing."""
         outcome = Outcome()
+        if plan.ranges and plan.ranges != self._ranges:
+            with _told(outcome, "networks of the cluster"):
+                self.engine.cluster(*plan.ranges)
+                self._ranges = plan.ranges
         for name, wanted in plan.wanted.items():
             with _told(outcome, f"workload {name}"):
                 self._hold(name, wanted, _options(options, name, wanted), outcome)
-        self._place_all(plan, ids, {path: homes.get(path, home) for path in ids}, outcome)
+        self._place_all(plan, ids, homes, home, outcome)
         self._known = set(ids.values())
         for name in {*self.held, *self._inherited} - plan.wanted.keys() - plan.kept:
             with _told(outcome, f"workload {name}"):
@@ -131,7 +137,7 @@ class Enforcement:
             self.engine.forget_workloads(over)
             for identity in over:
                 del self._gone[identity]
-        self.engine.numbers.sweep()
+        self.engine.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
 
     # ---- Policies
@@ -163,18 +169,19 @@ class Enforcement:
     # ---- Cgroups
 
     def _place_all(
-        self, plan: Plan, ids: Mapping[str, int], homes: Mapping[str, Home], outcome: Outcome
+        self, plan: Plan, ids: Mapping[str, int], homes: Mapping[str, Home], home: Home, outcome: Outcome
     ) -> None:
         wanted = {path: name for name, one in plan.wanted.items() for path in one.cgroups}
         wanted |= dict.fromkeys(plan.exempt, EXEMPT)
         for path in sorted(wanted, key=lambda path: (wanted[path] != EXEMPT, -_depth(path))):
-            name, home = wanted[path], homes.get(path, UNKNOWN)
+            name = wanted[path]
+            here = homes.get(path, self._homes.get(path)) if name.startswith(GROUP) else home
             if name not in (EXEMPT, HOST, *self.held):
                 with _told(outcome, path, self._folder(path)):
                     self.engine.shut(self._folder(path))
             elif name in (EXEMPT, *self.held):
                 with _told(outcome, path, self._folder(path)):
-                    outcome.told += self._place(path, name, ids.get(path), home, plan.titles.get(path, ""))
+                    outcome.told += self._place(path, name, ids.get(path), here, plan.titles.get(path, ""))
         for path in self.placed.keys() - wanted.keys():
             identity, name = self.placed[path]
             if name in plan.kept and ids.get(path) == identity:
@@ -182,15 +189,18 @@ class Enforcement:
             with _told(outcome, path, self._folder(path)):
                 self._unplace(path, identity, name)
 
-    def _place(self, path: str, name: str, identity: int | None, home: Home, title: str) -> list[str]:
+    def _place(self, path: str, name: str, identity: int | None, home: Home | None, title: str) -> list[str]:
         folder, before = self._folder(path), self.placed.get(path)
         now = (identity if identity is not None else cgroups.cgroup_id(folder)), name
         if now == before:
-            self._rehome(path, name, home)
+            if home is not None:
+                self._rehome(path, name, home)
             return []
         told: list[str] = []
         if name == EXEMPT:
             self.engine.exempt(folder)
+        elif home is None:
+            return []  # of a pod that came again, and is looked at next
         else:
             adopting = now[0] in self._known
             told = self.engine.place(self.held[name], folder, home, adopting=adopting, title=title)

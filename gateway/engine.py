@@ -13,7 +13,7 @@ Rules this file obeys:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,27 @@ from typing import Any
 from bpf import kernel, versions
 from bpf.contract import contract
 from bpf.datapath import DECIDING, Datapath
-from bpf.events import address
 from bpf.load import DatapathError
-from gateway import automata, cgroups, place
-from gateway.homes import Homes
-from gateway.numbers import Numbers, Options, Written, resolver_key
-from gateway.policy import Policy, describe
+from gateway import automata, cgroups, local_resolvers, moving, place, ranges
+from gateway.addresses import Network
+from gateway.homes import Homes, policy_of
+from gateway.numbers import Numbers, Options, Written, describe_policy
+from gateway.policy import Policy
 from gateway.room import Room
-from gateway.states import EngineError, claim, locked, read_state, states, write_state
+from gateway.states import (
+    NOTHING_SAID,
+    EngineError,
+    claim,
+    is_command,
+    locked,
+    read_state,
+    record,
+    records,
+    remove_state,
+    states,
+    write_description,
+    write_state,
+)
 from routing.own import UNKNOWN, Home
 
 RING_BYTES = 1 << 20
@@ -50,6 +63,11 @@ class Held:
     cgroups: dict[Path, int] = field(default_factory=dict)  # to their ids
     titles: dict[Path, str] = field(default_factory=dict)  # what people call them, where they do
     ended: list[str] = field(default_factory=list)  # at the adoption: as Engine.update() returns
+
+    @property
+    def peers(self) -> set[int]:
+        """Their ids."""
+        return {key[1] for key in self.written.tables.rules if isinstance(key[1], int)}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -75,6 +93,7 @@ class Engine:
             self.numbers = Numbers(self.datapath)
             self.homes = Homes(self.datapath)
             self.room = Room(self.datapath)
+            self._held: dict[int, Held] = {}
             where.cgroup.mkdir(exist_ok=True)
             self._cover(*cgroups.levels(where.cgroup, 1))
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
@@ -119,16 +138,15 @@ class Engine:
             state, before = claim(self.where, name)
             ring = -1
             try:
-                number = int(before["policy"]) if before else self.numbers.free(self._used())
+                number = int(before["policy"]) if before else self.numbers.take(self._used)
                 if not before:
                     first = {**about, "name": name, "policy": number, "cgroups": {}, "ended": None}
-                    self._record(state, first)
-                    self.numbers.purge(number)
+                    write_state(state, {**NOTHING_SAID, **first})
                 ring = kernel.create_ring(RING_BYTES)
                 self.datapath["events"][number] = ring
-                there = self.numbers.read_back(number) if before else None
+                there = self.numbers.adopt(number) if before else None
                 written = self.numbers.write(number, policy, made, options, there)
-                self._trust_local(options)
+                local_resolvers.trust(self.datapath, self.where, options)
                 held = Held(name, number, ring, state, about, written)
                 if before:
                     held.cgroups = {
@@ -139,6 +157,7 @@ class Engine:
                     titles = before.get("titles", {})
                     held.titles = {path: titles[str(path)] for path in held.cgroups if str(path) in titles}
                 self._describe(held, policy, options)
+                self._held[number] = held
                 if there:
                     held.ended = self._end_withdrawn(held)
             except BaseException:
@@ -161,7 +180,7 @@ class Engine:
                 held.written = self.numbers.read_back(held.number)  # neither the old nor the new one
                 self.numbers.judge_anew(held.number)
                 raise
-            self._trust_local(options)
+            local_resolvers.trust(self.datapath, self.where, options)
             self._describe(held, policy, options)
         return self._end_withdrawn(held)
 
@@ -169,24 +188,40 @@ class Engine:
         """Other resolvers or search suffixes; the policy is the same."""
         with locked(self.where):
             held.written = self.numbers.readdress(held.number, options, held.written)
-            self._trust_local(options)
+            local_resolvers.trust(self.datapath, self.where, options)
 
     def release(self, held: Held) -> None:
-        """Takes a policy away; its cgroups are nobody's business any more."""
+        """Takes a policy away; its cgroups are nobody's business any more. What its number still says goes
+        with the next :meth:`sweep`."""
         with locked(self.where):
+            self._held.pop(held.number, None)
             for path in list(held.cgroups):
                 self._unplace(held, path)
             self.datapath["events"].discard(held.number)
             os.close(held.ring)
             os.close(held.state)
-            self.forget(held.name)
+            self._remove_record(held.name)
+
+    def sweep(self) -> None:
+        """Takes away what numbers say that nobody has any more, and gives back the places of peers that are
+        gone; to be called now and then."""
+        with locked(self.where):
+            self.numbers.purge(self.numbers.saying() - self._used())
+            self.numbers.sweep()
 
     def held_names(self) -> list[str]:
         """What earlier processes hold, or held: to be adopted, or released."""
-        return [state["name"] for state in states(self.where) if state["kind"] != "command"]
+        return [path.stem for path in records(self.where) if not is_command(path)]
 
     def counters(self, number: int) -> dict[str, int]:
         return self.numbers.counters(number)
+
+    def cluster(
+        self, domains: Collection[str], cluster: Collection[Network], never: Collection[Network]
+    ) -> None:
+        """Only names below `domains` teach addresses in the networks `cluster`, none those in `never`."""
+        with locked(self.where):
+            ranges.write(self.datapath, domains, cluster, never)
 
     # ---- Workloads
 
@@ -197,8 +232,11 @@ class Engine:
 
         `home` is where it lives: what is decided elsewhere counts for nothing. `adopting`: what came in from
         outside before that may go on; where that can't be seen to, it is told. `title` is for people.
+
+        A cgroup that was under another number keeps what DNS taught there, as far as both policies have the
+        name; what the new one does not admit is ended, and told.
         """
-        from gateway.open_sockets import adopt
+        from gateway.open_sockets import adopt, end_withdrawn
 
         identity = cgroups.cgroup_id(path)
         told: list[str] = []
@@ -206,23 +244,38 @@ class Engine:
             self._cover(*cgroups.levels(path, 0))
             pids, ids = cgroups.processes_below(path), cgroups.ids_below(path)
             before = self.datapath["workloads"].get(identity)
+            left = policy_of(before)
+            moves = left is not None and left != held.number
 
             def adopt_all() -> None:
                 try:
-                    if pids and adopting:
+                    if pids and adopting and not moves:
                         adopt(self.datapath, held.number, ids, pids)
                 except (OSError, DatapathError) as error:
                     told.append(f"{path}: connections that came in before may be refused: {error}")
 
             adopt_all()
+            told += self._carry_grants(left, held)
             self.homes.enter(identity, held.number, home)
-            self._leave_policy(before)
+            if left is not None:
+                self.numbers.judge_anew(left)
+            told += self._carry_grants(left, held, late=True)
             adopt_all()  # what was accepted meanwhile
             held.cgroups[path] = identity
             held.titles |= {path: title} if title else {}
             self._describe_cgroups(held)
             self.room.share()
+        if moves:
+            return told[:1] + end_withdrawn(
+                self.datapath, held.number, moving.governed(self.datapath, path), pids, left
+            )
         return told[:1]
+
+    def _carry_grants(self, left: int | None, held: Held, late: bool = False) -> list[str]:
+        if left is None or left == held.number:
+            return []
+        peers = held.peers & (self._held[left].peers if left in self._held else held.peers)
+        return moving.carry(self.datapath, left, held.number, peers, late)
 
     def rehome(self, held: Held, path: Path, home: Home) -> None:
         """A placed cgroup lives in another network namespace, or that one has other addresses."""
@@ -246,7 +299,7 @@ class Engine:
             self._describe_cgroups(held)
 
     def shut(self, path: Path) -> None:
-        """A cgroup of which nobody knows what it may reach, nor what is below: nothing but what is nearer."""
+        """A cgroup of which nobody knows what it may reach: nothing, nor may all below that is not placed."""
         self._mark(path, 0)
 
     def exempt(self, path: Path) -> None:
@@ -265,21 +318,15 @@ class Engine:
         identity = cgroups.cgroup_id(path)
         with locked(self.where):
             self._cover(*cgroups.levels(path, 0))
-            before = self.datapath["workloads"].get(identity)
-            self.datapath["workloads"][identity] = (mark,)
-            self._leave_policy(before)
-            self.homes.leave({int(before.home)} if before is not None else ())
+            left = self.homes.mark(identity, mark)
+            if left is not None:
+                self.numbers.judge_anew(left)
 
     def _unmark(self, identity: int, mark: int) -> None:
         with locked(self.where):
             found = self.datapath["workloads"].get(identity)
             if found is not None and int(found.policy) == mark:
                 self.datapath["workloads"].discard(identity)
-
-    def _leave_policy(self, before: Any) -> None:
-        """What a workload's row said until now: what that policy admitted is asked again."""
-        if before is not None and 0 < int(before.policy) < contract().constant("POLICIES"):
-            self.numbers.judge_anew(int(before.policy))
 
     def _unplace(self, held: Held, path: Path) -> None:
         identity = held.cgroups.pop(path)
@@ -306,74 +353,39 @@ class Engine:
         used = {int(value.policy) for _, value in self.datapath["workloads"].items()}
         return used | {int(state["policy"]) for state in states(self.where)}
 
-    def _record(self, fd: int, state: dict[str, Any]) -> None:
-        write_state(fd, {**NOTHING_SAID, **state})
-
     def _describe(self, held: Held, policy: Policy, options: Options) -> None:
-        held.about = {**held.about, **describe_policy(policy, options), "problems": list(held.problems)}
+        write_description(self.where, held.name, describe_policy(policy, options, held.problems))
+        held.about = {**held.about, "local_resolvers": [f"{r.address} {r.port}" for r in options.local]}
         self._describe_cgroups(held)
 
     def _describe_cgroups(self, held: Held) -> None:
         where = {str(path): identity for path, identity in held.cgroups.items()}
         titles = {str(path): title for path, title in held.titles.items()}
         about = {**held.about, "name": held.name, "policy": held.number, "cgroups": where, "titles": titles}
-        self._record(held.state, {**about, "ended": None})
+        write_state(held.state, {**NOTHING_SAID, **about, "ended": None})
 
-    def forget(self, name: str) -> None:
-        """The record and all that it stands for."""
-        path = self.where.run / f"{name}.json"
-        state = read_state(path)
-        if state:
-            self.forget_workloads(state["cgroups"].values())
-            self.numbers.purge(int(state["policy"]))
-        path.unlink(missing_ok=True)
-        self.forget_local_resolvers()
+    def forget(self, *names: str) -> None:
+        """Records and all that they stand for."""
+        states = [state for name in names if (state := read_state(record(self.where, name)))]
+        self.forget_workloads(identity for state in states for identity in state["cgroups"].values())
+        self.numbers.purge({int(state["policy"]) for state in states})
+        for name in names:
+            self._remove_record(name)
+
+    def _remove_record(self, name: str) -> None:
+        state = read_state(record(self.where, name))
+        remove_state(self.where, name)
+        if state and state["local_resolvers"]:
+            local_resolvers.forget_unused(self.datapath, self.where)
 
     # ---- What commands use too
 
     def forget_workloads(self, identities: Iterable[int]) -> None:
         """Cgroups that are nobody's any more, by id: their rows, what they have in tables, their homes."""
-        left = set()
+        left: set[int] = set()
         for identity in identities:
             found = self.datapath["workloads"].get(identity)
             left |= set() if found is None else {int(found.home)}
             self.datapath["workloads"].discard(identity)
             self.room.forget(identity)
         self.homes.leave(left)
-
-    def _trust_local(self, options: Options) -> None:
-        for resolver in options.resolvers:
-            if resolver.is_local:
-                self.datapath["resolvers"][resolver_key(resolver, 0)] = 1
-                self.datapath.attach(self.where.hierarchy, ("resolver",))
-
-    def forget_local_resolvers(self) -> None:
-        wanted = {text for state in states(self.where) for text in state["local_resolvers"]}
-        table = self.datapath["resolvers"]
-        for raw in list(table.raw_keys()):
-            key = contract().unpack(table.layout.key, raw)
-            text = f"{address(bytes(key.address))} {int.from_bytes(bytes(key.port), 'big')}"
-            if key.policy == 0 and text not in wanted:
-                table.remove_raw(raw)
-
-
-NOTHING_SAID: dict[str, Any] = {
-    "command": [],
-    "mode": "",
-    "peers": {},
-    "rules": [],
-    "resolvers": [],
-    "local_resolvers": [],
-    "problems": [],
-    "titles": {},
-}
-
-
-def describe_policy(policy: Policy, options: Options) -> dict[str, Any]:
-    return {
-        "mode": "Audit" if policy.audit else "Enforce",
-        "peers": {str(peer.id): peer.text for peer, _ in policy.grants},
-        "rules": sorted(f"{peer.text} ({describe(ports)})" for peer, ports in policy.grants),
-        "resolvers": [str(resolver) for resolver in options.resolvers],
-        "local_resolvers": [f"{r.address} {r.port}" for r in options.resolvers if r.is_local],
-    }

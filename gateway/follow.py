@@ -10,7 +10,8 @@ The rules this file must obey:
   every minute until then, so that a silent connection is a broken one.
 - Whatever fails is tried again, later each time, never at the same moment by all agents of a cluster.
 - An object of ours is gone only while its definition stays: who deletes the definition deletes every object
-  first, and must not open a whole cluster by it.
+  first, and must not open a whole cluster by it. When the definition is back, what it had is kept for as
+  long as a watch lasts, so that it can be applied again.
 
 Source: Kubernetes API Concepts: efficient detection of changes, resourceVersion, 410 Gone.
 """
@@ -97,6 +98,8 @@ class Follower:
     error: str = ""  # a sentence, while it can't be followed
     _version: str = ""  # where the watch goes on; empty: list first
     _failures: int = 0
+    _orphaned: bool = False  # the definition of some items was deleted
+    _kept: int = 0  # and how many of them are not there again
     _at_once: bool = False  # no pages: the server forgot the rest of a list before it was asked for
 
     async def run(self) -> None:
@@ -106,6 +109,8 @@ class Follower:
                     await self._list()
                 await self._watch()
                 self._failures = 0
+                if self._kept:
+                    self._version = ""  # whoever did not apply them again does not want them
             except ServerError as error:
                 await trio.sleep(self._after(error))
 
@@ -124,10 +129,13 @@ class Follower:
             if not metadata.get("continue"):
                 break
             query = {**self.resource.selection, "limit": self.pace.page, "continue": metadata["continue"]}
-        if not self.listed or self.items.keys() - found.keys():
+        lost = self.items.keys() - found.keys()
+        if lost or not self.listed:
             await self._confirm()
-        self._replace(found)
+        self._replace(self.items | found if self._orphaned else found)
         self._version, self._at_once = metadata["resourceVersion"], False
+        self._kept = len(lost) if self._orphaned else 0
+        self._orphaned = False
 
     def _page(self, query: dict[str, str | int]) -> tuple[dict[str, Any], Data]:
         data = self.door.get(self.resource.path, **query)
@@ -151,7 +159,7 @@ class Follower:
             lambda: self.door.watch(self.resource.path, self.pace.silence, **query)
         )
         try:
-            self._tell("", connected=True)
+            self._tell(self._sentence_of_the_kept(), connected=True)
             while events := await self._in_thread(lambda: self._read(stream)):
                 await self._take(events)
                 self._failures = 0
@@ -159,6 +167,8 @@ class Follower:
             return  # whether the server is there is seen when it is asked again
         finally:
             stream.close()
+            if trio.current_time() > began + self.pace.most:
+                self._failures = 0
         if trio.current_time() < began + self.pace.least:
             raise ServerError(0, "the watch ended as soon as it began")
 
@@ -205,6 +215,7 @@ class Follower:
                 ) from error
             is_going = True
         if is_going:
+            self._orphaned = bool(self.items)
             raise ServerError(404, f"the definition {name} was deleted, its objects are kept")
 
     # ---- When it fails ------------------------------------------------------------------------------------
@@ -234,6 +245,12 @@ class Follower:
             429: "; it asks to be left alone for a while",
         }
         return f"{self.resource.plural} can't be {done}: {error}{mends.get(error.status, '')}"
+
+    def _sentence_of_the_kept(self) -> str:
+        if not self._kept:
+            return ""
+        name = self.resource.plural
+        return f"{self._kept} {name} of a definition that was deleted stay for some minutes; apply them again"
 
     def _tell(self, error: str, connected: bool) -> None:
         if (error, connected) != (self.error, self.connected):

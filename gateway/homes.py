@@ -11,6 +11,7 @@ Rules this file obeys:
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from bpf.contract import contract
 from bpf.datapath import Datapath
@@ -40,6 +41,13 @@ class Homes:
         if before is not None and int(before.home) != home.id:
             self.leave({int(before.home)})
 
+    def mark(self, workload: int, number: int) -> int | None:
+        """A row that is no policy's: closed or exempt. The number of the policy that it had."""
+        before = self.datapath["workloads"].get(workload)
+        self.datapath["workloads"][workload] = (number,)
+        self.leave({int(before.home)} if before is not None else ())
+        return policy_of(before)
+
     def leave(self, homes: Collection[int]) -> None:
         """Forgets those of them in which no workload lives any more."""
         left = set(homes) - {0}
@@ -59,6 +67,12 @@ class Homes:
             for key, _ in self.datapath["own"].items():
                 self._seen.setdefault(int(key.home), set()).add(bytes(key.address))
         return self._seen.setdefault(home, set())
+
+
+def policy_of(row: Any) -> int | None:
+    """Of a workload's row; None where it is closed, exempt or nobody's."""
+    number = int(row.policy) if row is not None else 0
+    return number if 0 < number < contract().constant("POLICIES") else None
 
 
 def _flags(home: Home) -> int:

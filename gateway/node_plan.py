@@ -29,7 +29,7 @@ def extend(
     settings: ClusterSettings,
 ) -> Plan:
     """`plan` with the pods. `homes`: cgroups whose network is known; `at`: where each cgroup is now, EXEMPT
-    for what is held to nothing; `said`: what each group says now (`pods.digest`)."""
+    for what is held to nothing; `said`: what each workload says now (`pods.digest`)."""
     there = kubelet.pods(cgroups, settings.cgroup_root)
     ready = {
         path: placement
@@ -42,7 +42,8 @@ def extend(
     says = {path: digest(one) for path, one in terms.items()}
     meant = {says[path]: one for path, one in terms.items()}
     grouped = {path: name for path, name in at.items() if name.startswith(GROUP)}
-    groups = assign(says, [path for path in staying if path in grouped], grouped, said, free)
+    saying = {name: key for name, key in said.items() if name.startswith(GROUP)}
+    groups = assign(says, [path for path in staying if path in grouped], grouped, saying, free)
     wanted = {
         name: _wanted(meant[key], key, [path for path, of in groups.of.items() if of == name], placements)
         for name, key in groups.says.items()

@@ -29,6 +29,7 @@ from gateway.records import Egress, Object
 from gateway.settings import HOST, Settings
 from gateway.states import EngineError
 from gateway.surroundings import Surroundings
+from routing.own import Home
 
 NOBODY = Cluster(Node(""))
 
@@ -115,7 +116,14 @@ class NodePods:
         if view.cluster is None:
             plan = _as_it_is(plan, at, enforcement)
         made = node_plan.extend(plan, self.placements, ids, self.homes.known, at, enforcement.said, mine)
-        return made if view.cluster else replace(made, shut=frozenset(), opened=frozenset())
+        if view.cluster is None:
+            return replace(made, shut=frozenset(), opened=frozenset())
+        return replace(made, ranges=(mine.domains, (*cluster.ranges, *mine.ranges), mine.never_learn))
+
+    def where(self, host: Home) -> dict[str, Home]:
+        """Where each pod lives, as far as it is known."""
+        on_host = {path: host for path, one in self.placements.items() if one.host_network}
+        return on_host | self.homes.known
 
     def look_again(self, now: float) -> bool:
         """Whether a pod that waits for its network has one by now."""

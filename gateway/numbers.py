@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from bpf.events import pack_address
 from gateway import names, tables
 from gateway.automata import Made
 from gateway.dfa import PEERS, Automaton, State
-from gateway.policy import Policy
+from gateway.policy import Policy, describe
 from gateway.resolvers import Resolver
 from gateway.states import EngineError
 from gateway.tables import Flags, Tables
@@ -49,8 +49,14 @@ class Options:
     floor: int = FLOOR
     grace: int = GRACE
 
+    @property
+    def local(self) -> list[Resolver]:
+        """Those that lie on this host."""
+        return [resolver for resolver in self.resolvers if resolver.is_local]
+
 
 Row = tuple[str, tuple[Any, ...]]  # table and key
+TableRows = dict[str, dict[Any, Any]]  # table to key to value
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +75,37 @@ class Numbers:
         self.datapath = loaded
         self._arrays: dict[Automaton, int] = {}  # descriptors: equal automata are one array in the kernel
         self._used: dict[int, Automaton] = {}
+        self._next = 1  # the first number that may be new
+        self._left: dict[int, TableRows] | None = None
+        self._read_at: dict[int, int] = {}  # generations
 
     def close(self) -> None:
         for fd in self._arrays.values():
             os.close(fd)
         self._arrays, self._used = {}, {}
 
-    def free(self, used: Collection[int]) -> int:
-        limit = contract().constant("POLICIES")
-        for number in range(1, limit):
-            if number not in used:
+    def take(self, used: Callable[[], Collection[int]]) -> int:
+        """A number under which nothing is said; `used` are those that somebody has, asked for when all have
+        been given out once."""
+        while self._next < contract().constant("POLICIES"):
+            number, self._next = self._next, self._next + 1
+            if not self.datapath["policies"][number].generation:  # nobody ever had it
+                self.judge_anew(number)  # from now on somebody has
                 return number
-        raise EngineError(f"all {limit - 1} policy numbers of this host are in use: end some workloads first")
+        left = set(range(1, contract().constant("POLICIES"))) - set(used())
+        if not left:
+            raise EngineError(
+                f"all {self._next - 1} policy numbers of this host are in use: end some workloads first"
+            )
+        self.purge(left & self.saying())
+        self.judge_anew(min(left))
+        return min(left)
+
+    def saying(self) -> set[int]:
+        """The numbers under which something is said, whoever has them, or had."""
+        numbers, table = range(1, contract().constant("POLICIES")), self.datapath["policies"]
+        rows = ((number, table[number]) for number in numbers)
+        return {number for number, row in rows if row.flags or row.floor or row.grace}
 
     def write(
         self, number: int, policy: Policy, made: Made, options: Options, before: Written | None = None
@@ -120,12 +145,22 @@ class Numbers:
         return replace(before, rows=rows)
 
     def read_back(self, number: int) -> Written:
-        """What an earlier process wrote under a number."""
-        found: dict[str, dict[Any, Any]] = {name: {} for name in OWNED}
-        for name in OWNED:
-            for key, value in self.datapath[name].items():
-                if _policy_of(key) == number:
-                    found[name][contract().plain(key)] = contract().plain(value)
+        """What stands under a number, whoever wrote it."""
+        return self._recovered(number, self._read_rows({number}).get(number))
+
+    def adopt(self, number: int) -> Written:
+        """The same, of one of many that an earlier process left: all are read at once, the first time. What
+        somebody has changed since then is read anew."""
+        if self._left is None:
+            self._left = self._read_rows(range(contract().constant("POLICIES")))
+            self._read_at = {n: self._generation(n) for n in self._left}
+        found = self._left.pop(number, None)
+        if found is None or self._read_at[number] != self._generation(number):
+            return self.read_back(number)
+        return self._recovered(number, found)
+
+    def _recovered(self, number: int, found: TableRows | None) -> Written:
+        found = found or {name: {} for name in OWNED}
         rows = {(name, key): found[name][key] for name in ("resolvers", "suffixes") for key in found[name]}
         flags = int(self.datapath["policies"][number].flags)
         held = tables.recover(
@@ -139,22 +174,23 @@ class Numbers:
         )
         return Written(held, rows)
 
-    def purge(self, number: int) -> None:
-        """Every row of a policy number, whoever wrote it; flows that it admitted end with it."""
-        before = self.datapath["policies"][number]
-        if not before.generation:  # nobody ever had it, and to walk through large tables takes a while
-            self.judge_anew(number)  # from now on somebody has
+    def purge(self, numbers: Collection[int]) -> None:
+        """Every row of some policy numbers, whoever wrote it; flows that they admitted end with them. The
+        tables are walked through once, which takes a while where they are large."""
+        if not numbers:
             return
-        self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF, 0, 0, 0)
-        self._set_automaton(number, None)
-        self.datapath["events"].discard(number)
+        for number in numbers:
+            before = self.datapath["policies"][number]
+            self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF,)
+            self._set_automaton(number, None)
+            self.datapath["events"].discard(number)
+            for index in range(len_reasons()):
+                self.datapath["counters"].zero_cpus(number * len_reasons() + index)
         for name in (*OWNED, *LEARNED):
-            table = self.datapath[name]
+            table, number_of = self.datapath[name], _number_in(self.datapath[name].layout.key)
             for raw in list(table.raw_keys()):
-                if _policy_of(contract().unpack(table.layout.key, raw)) == number:
+                if number_of(raw) in numbers:
                     table.remove_raw(raw)
-        for index in range(len_reasons()):
-            self.datapath["counters"].zero_cpus(number * len_reasons() + index)
 
     def sweep(self) -> None:
         """Gives back the places of peers that are gone, once what they hold is over: a policy may live for
@@ -222,6 +258,24 @@ class Numbers:
             options.grace,
         )
 
+    # ---- What earlier processes left
+
+    def _generation(self, number: int) -> int:
+        return int(self.datapath["policies"][number].generation)
+
+    def _read_rows(self, numbers: Collection[int]) -> dict[int, TableRows]:
+        found: dict[int, TableRows] = {}
+        for name in OWNED:
+            table, number_of = self.datapath[name], _number_in(self.datapath[name].layout.key)
+            for raw in table.raw_keys():
+                value = kernel.lookup(table.fd, raw, table.layout.value_size)
+                if value is None or number_of(raw) not in numbers:
+                    continue
+                rows = found.setdefault(number_of(raw), {name: {} for name in OWNED})
+                key = contract().plain(contract().unpack(table.layout.key, raw))
+                rows[name][key] = contract().plain(contract().unpack(table.value, value))
+        return found
+
     # ---- Automata
 
     def _set_automaton(self, number: int, automaton: Automaton | None) -> None:
@@ -278,12 +332,27 @@ def _option_rows(number: int, options: Options) -> dict[Row, object]:
     return rows
 
 
+def describe_policy(policy: Policy, options: Options, problems: Sequence[str]) -> dict[str, Any]:
+    """For people, and `skouter status`."""
+    return {
+        "mode": "Audit" if policy.audit else "Enforce",
+        "peers": {str(peer.id): peer.text for peer, _ in policy.grants},
+        "rules": sorted(f"{peer.text} ({describe(ports)})" for peer, ports in policy.grants),
+        "resolvers": [str(resolver) for resolver in options.resolvers],
+        "problems": list(problems),
+    }
+
+
 def resolver_key(resolver: Resolver, number: int) -> tuple[bytes, int, bytes]:
     return pack_address(resolver.address), number, resolver.port.to_bytes(2, "big")
 
 
-def _policy_of(key: Any) -> int:
-    return key.policy if isinstance(key.policy, int) else int.from_bytes(bytes(key.policy), "big")
+def _number_in(kind: str) -> Callable[[bytes], int]:
+    """How the policy's number is found in the bytes of a key: two bytes in network order, or a word."""
+    field = dict(contract().ffi.typeof(kind).fields)["policy"]
+    start, end = field.offset, field.offset + contract().ffi.sizeof(field.type)
+    in_bytes = field.type.kind == "array"
+    return lambda raw: int.from_bytes(raw[start:end], "big" if in_bytes else sys.byteorder)
 
 
 def _u32(value: int) -> bytes:

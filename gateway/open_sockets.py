@@ -70,9 +70,12 @@ def sweep_carried(loaded: Datapath, silent: set[int]) -> set[int]:
 
 
 def end_withdrawn(
-    loaded: Datapath, number: int, cgroups: Collection[int], pids: Collection[int]
+    loaded: Datapath, number: int, cgroups: Collection[int], pids: Collection[int], before: int | None = None
 ) -> list[str]:
-    """Ends the sockets of the cgroups whose flows nothing admits any more; who and where to, in words."""
+    """Ends the sockets of the cgroups whose flows nothing admits any more; who and where to, in words.
+
+    `before` is the number that they were under until now, if it was another.
+    """
     ended: list[str] = []
     datagrams = dict(_datagram_flows(loaded, pids))
 
@@ -84,6 +87,8 @@ def end_withdrawn(
             )
             if held is None or one.cgroup not in cgroups or one.state == State.LISTEN:
                 continue
+            if held.flow.policy not in (number, before):
+                continue
             if is_withdrawn(loaded, number, held.flow) and sockets.destroy(one):
                 ended.append(_told(one, held))
 
@@ -93,9 +98,9 @@ def end_withdrawn(
 
 
 def is_withdrawn(loaded: Datapath, number: int, flow: Any) -> bool:
-    """Whether the kernel will drop this flow's next packet (judge_again() in flows.h)."""
+    """Whether the kernel will drop this flow's next packet under a policy (judge_again() in flows.h)."""
     state = Reason(flow.state).name
-    if int(flow.policy) != number or state not in ("ALLOWED", "WITHDRAWN", "RESOLVER"):
+    if state not in ("ALLOWED", "WITHDRAWN", "RESOLVER"):
         return False
     remote, port = bytes(flow.tuple.remote), bytes(flow.tuple.remote_port)
     ports = _ports(loaded, number, flow)
@@ -147,9 +152,9 @@ def _datagram_flows_of(loaded: Datapath, pid: int, seen: set[str]) -> Iterator[t
 
 
 def _in_each_namespace(pids: Collection[int], work: Callable[[], T]) -> Iterator[T]:
-    """In this process's network namespace, and in every other one among the processes."""
-    with namespaces([os.getpid(), *pids]) as found:
-        for descriptor in found.values():
+    """In every network namespace among the processes; in this one's own where none of them shows any."""
+    with namespaces(pids) as found, namespaces([os.getpid()]) as mine:
+        for descriptor in (found or mine).values():
             yield inside(descriptor, work)
 
 

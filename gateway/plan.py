@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from gateway.addresses import Server
+from gateway.addresses import Network, Server
 from gateway.policy import Policy, union
 from gateway.records import Egress, Object
 from gateway.selection import Workload, selecting
@@ -30,6 +30,7 @@ from gateway.settings import HOST, SUFFIXES, Member, Settings
 
 ROOT = "/"
 EXEMPT = ""  # instead of a workload's name
+Ranges = tuple[tuple[str, ...], tuple[Network, ...], tuple[Network, ...]]
 Lifeline = Literal["resolver", "ssh"]
 LIFELINES: tuple[Lifeline, ...] = ("resolver", "ssh")
 
@@ -74,6 +75,7 @@ class Plan:
 
     `kept` names workloads that stay as they are, with all their cgroups. `shut` cgroups reach nothing, but
     for what is placed below them; `opened` are no longer so. `titles` say what a cgroup is.
+    `ranges`: domains, the networks that only names below them may teach, and networks that none may.
     """
 
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Plan:
     shut: frozenset[str] = frozenset()
     opened: frozenset[str] = frozenset()
     titles: Mapping[str, str] = field(default_factory=dict)
+    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True, slots=True)

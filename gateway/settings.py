@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gateway import schema, yaml_nodes
-from gateway.addresses import Address, BadAddressError, parse_server
+from gateway.addresses import Address, BadAddressError, Network, parse_network, parse_server
 from gateway.names import BadNameError, normal
 from gateway.reading import Reading, labels
 from gateway.records import Problem
@@ -47,12 +47,16 @@ class Member:
 class ClusterSettings:
     """What concerns the node of a cluster. `closed`: a pod that is not classified yet reaches nothing.
 
-    `resolvers` are those of the cluster; none: what its API says. `cgroup_root` is kubelet's --cgroup-root
+    `ranges` are networks of pods and Services that the API does not tell of: only names below `domains` teach
+    their addresses, and none those of `never_learn`. `resolvers` are those of the cluster; none: what its API
+    says. `cgroup_root` is kubelet's --cgroup-root
     where that is none of the usual ones. Pods of `uncontained_runtimes` have no sockets on this kernel.
     """
 
     closed: bool = True
     domains: tuple[str, ...] = ("cluster.local",)
+    ranges: tuple[Network, ...] = ()
+    never_learn: tuple[Network, ...] = ()
     resolvers: tuple[tuple[Address, int], ...] = ()
     exempt_namespaces: frozenset[str] = EXEMPT
     uncontained_runtimes: tuple[str, ...] = ("gvisor", "runsc*", "kata*")
@@ -112,6 +116,8 @@ def _cluster(reading: Reading) -> ClusterSettings:
         closed=reading.get("cluster", "unclassified") != "open",
         domains=each("domains", normal, default.domains),
         resolvers=each("resolvers", lambda text: parse_server(text, DNS_PORT), ()),
+        ranges=each("ranges", parse_network, ()),
+        never_learn=each("neverLearn", parse_network, ()),
         exempt_namespaces=frozenset(each("exemptNamespaces", _namespace, tuple(default.exempt_namespaces))),
         uncontained_runtimes=each("uncontainedRuntimes", str, default.uncontained_runtimes),
         cgroup_root=reading.one(("cluster", "cgroupRoot"), _cgroup) or "",
@@ -198,6 +204,8 @@ _CLUSTER = {
         "unclassified": {"type": "string", "enum": ["closed", "open"]},
         "domains": _STRINGS | {"maxItems": 16, "minItems": 1},
         "resolvers": _STRINGS | {"maxItems": 64, "minItems": 1},
+        "ranges": _STRINGS,
+        "neverLearn": _STRINGS,
         "exemptNamespaces": _STRINGS,
         "uncontainedRuntimes": _STRINGS,
         "cgroupRoot": {"type": "string", "minLength": 1},

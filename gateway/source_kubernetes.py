@@ -32,6 +32,7 @@ from gateway.api_server import SERVICE_ACCOUNT, Data, Door, ServerError
 from gateway.api_writer import Writer
 from gateway.cluster import Cluster, Node, Pod
 from gateway.conditions import RULES_IGNORED
+from gateway.crds import NAMES
 from gateway.follow import Follower, Pace, Resource
 from gateway.records import Object, Problem
 from gateway.schema import API_VERSION, GROUP, KINDS
@@ -41,7 +42,6 @@ OPENSHIFT_DNS = (("openshift-dns", "dns.operator.openshift.io/owning-dns=default
 NODE_CACHE: tuple[Address, ...] = (ipaddress.ip_address("169.254.20.10"),)
 NODE_CACHE_POD = "kube-system", ("k8s-app", "node-local-dns")
 DNS_PORT = 53
-PLURALS = {kind: f"{kind.lower()}s" if kind[-1] != "s" else f"{kind.lower()}es" for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,11 @@ class Kubernetes:
                 raise ServerError(0, "the cluster was not listed yet")
             self._cluster = self._snapshot()
         return self._cluster
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Host and port of the API server, as this agent reaches it. Raises ServerError."""
+        return self.door.endpoint()
 
     @property
     def trouble(self) -> str:
@@ -213,10 +218,10 @@ def _resources(node_name: str, dns: Iterable[tuple[str, str]]) -> dict[str, Reso
 
 def _ours(kind: str) -> Resource:
     return Resource(
-        f"/apis/{API_VERSION}/{PLURALS[kind]}",
+        f"/apis/{API_VERSION}/{NAMES[kind].plural}",
         lambda data: api_objects.item(kind, data),
         api_objects.succeed,
-        definition=f"{PLURALS[kind]}.{GROUP}",
+        definition=f"{NAMES[kind].plural}.{GROUP}",
     )
 
 

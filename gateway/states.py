@@ -1,4 +1,4 @@
-"""The record of each workload under /run, beside what the kernel's tables say of it.
+"""The record of each policy that is held, under /run, beside what the kernel's tables say of it.
 
 Rules this file obeys:
 
@@ -19,6 +19,9 @@ from typing import Any
 import orjson
 
 from gateway.place import Place
+
+NOTHING_SAID: dict[str, Any] = {"command": [], "local_resolvers": [], "titles": {}}
+COMMAND = "run-"  # how the names of commands begin
 
 
 class EngineError(Exception):
@@ -43,9 +46,44 @@ def write_state(fd: int, state: dict[str, Any]) -> None:
     os.ftruncate(fd, len(data))
 
 
+def record(where: Place, name: str) -> Path:
+    return where.run / f"{name}.json"
+
+
+def records(where: Place) -> list[Path]:
+    return sorted(where.run.glob("*.json"))
+
+
+def is_command(path: Path) -> bool:
+    """Whether a record is that of `skouter run`."""
+    return path.name.startswith(COMMAND)
+
+
+def write_description(where: Place, name: str, said: dict[str, Any]) -> None:
+    """What the policy says, for people: apart from the record, since it is large and seldom changes."""
+    scratch = _description(where, name).with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(orjson.dumps(said))
+    scratch.replace(_description(where, name))
+
+
+def read_description(where: Place, name: str) -> dict[str, Any]:
+    """{mode, peers, rules, resolvers, problems}; empty where it got lost."""
+    nothing = {"mode": "", "peers": {}, "rules": [], "resolvers": [], "problems": []}
+    return nothing | (read_state(_description(where, name)) or {})
+
+
+def _description(where: Place, name: str) -> Path:
+    return where.run / f"{name}.policy"
+
+
+def remove_state(where: Place, name: str) -> None:
+    for path in (record(where, name), _description(where, name)):
+        path.unlink(missing_ok=True)
+
+
 def claim(where: Place, name: str) -> tuple[int, dict[str, Any] | None]:
     """The record called `name`, locked, as a descriptor; and what an earlier owner wrote there."""
-    path = where.run / f"{name}.json"
+    path = record(where, name)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +104,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def states(where: Place) -> list[dict[str, Any]]:
-    found = (read_state(path) for path in sorted(where.run.glob("*.json")))
+    found = (read_state(path) for path in records(where))
     return [state for state in found if state]
 
 

@@ -14,7 +14,7 @@ from bpf.load import DatapathError
 from gateway import bulletin, cgroups
 from gateway.place import Place
 from gateway.report import printable
-from gateway.states import EngineError, is_owned, read_state
+from gateway.states import EngineError, is_owned, read_description, read_state
 
 PIDS = 20  # of one workload that people are shown: the host's own are many
 
@@ -43,7 +43,7 @@ def collect(where: Place) -> dict[str, Any]:
                 found["attached"][str(cgroup)] = names
         filters = {name for names in found["attached"].values() for name in names}
         found["workloads"] = [
-            _workload(loaded, filters, path, state)
+            _workload(loaded, filters, path, {**read_description(where, path.stem), **state})
             for path in sorted(where.run.glob("*.json"))
             if (state := read_state(path)) and state["ended"] is None
         ]
@@ -123,4 +123,11 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
     if agent["problems"]:
         out.append("  these files are NOT enforced, an earlier set of them is:")
         out += [f"    {problem}" for problem in agent["problems"]]
-    return out + [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    out += [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    return out + [f"  {line}" for row in agent.get("pods", ()) for line in _pod_lines(row)]
+
+
+def _pod_lines(row: dict[str, Any]) -> list[str]:
+    by = f", selected by {', '.join(row['objects'])}" if row["objects"] else ""
+    loose = [f"  Uncontained: {row['uncontained']}"] if row["uncontained"] else []
+    return [f"{row['pod']}: {row['group']}{by}", *loose]

@@ -11,7 +11,7 @@ GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
     *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
     *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain", "settings"),
-    *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "metrics"),
+    *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "metrics", "api_rights"),
     *("kubelet", "groups", "pods", "node_plan"),
 )  # each may import those before it
 
@@ -81,6 +81,16 @@ def test_the_check_itself_would_notice(source: str) -> None:
     (module,) = imports(ast.parse(source))
     parts = module.split(".")
     assert parts[0] not in ALLOWED or parts[1] not in PURE
+
+
+@pytest.mark.parametrize("library", ["kubernetes", "urllib3"])
+def test_one_file_alone_knows_the_client_of_the_api_server(library: str) -> None:
+    found = {
+        path.name
+        for path in GATEWAY.parent.glob("[bgr]*/*.py")
+        if library in {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    }
+    assert found == {"api_server.py"}
 
 
 def test_arrows_go_one_way() -> None:

@@ -31,7 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+PREFIX = "skouter-api-"
 HOST = "127.0.0.1"
+JSON = "application/json"
 PORTS = range(20000, 30000)  # below those that the kernel gives to clients, ours or not
 TRIES = 5
 PATIENCE = 120  # seconds until a server must be ready, or gone
@@ -54,7 +56,7 @@ class ApiServer:
 
     def __init__(self, programs: Path, flags: Sequence[str] = ()) -> None:
         self.programs, self.flags = programs, tuple(flags)
-        self.folder = Path(tempfile.mkdtemp(prefix="skouter-api-"))
+        self.folder = _folder()
         self.token = secrets.token_hex(16)
         self.ca = self.folder / "certificates" / "apiserver.crt"
         self.kubeconfig = self.folder / "kubeconfig"
@@ -129,26 +131,25 @@ class ApiServer:
         return done.stdout
 
     def request(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        kind: str = "application/json",
-        token: str | None = None,
-        timeout: float = PATIENCE,
+        self, method: str, path: str, body: object = None, *, kind: str = JSON, token: str | None = None
     ) -> tuple[int, Any]:
         """Status and JSON of one request, without kubectl's second; a text is sent as it stands."""
+        try:
+            with self.open(method, path, body, kind=kind, token=token) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def open(
+        self, method: str, path: str, body: object = None, *, kind: str = JSON, token: str | None = None
+    ) -> Any:
+        """The same as an http.client.HTTPResponse, for watches; raises HTTPError."""
         headers = {"Authorization": f"Bearer {token or self.token}", "Content-Type": kind}
         text = body if isinstance(body, str) else json.dumps(body)
         data = None if body is None else text.encode()
         asked = urllib.request.Request(self.url + path, data, headers, method=method)
         context = ssl.create_default_context(cafile=self.ca)
-        try:
-            with urllib.request.urlopen(asked, timeout=timeout, context=context) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+        return urllib.request.urlopen(asked, timeout=PATIENCE, context=context)
 
     def account_token(self, namespace: str, name: str, seconds: int = 3600) -> str:
         """A token of a ServiceAccount that exists; the server's least is 600 seconds."""
@@ -201,18 +202,19 @@ class ApiServer:
             "--authorization-mode=Node,RBAC",
             "--disable-admission-plugins=ServiceAccount",
             "--allow-privileged",
+            "--shutdown-watch-termination-grace-period=1s",  # else a restart waits a minute for each watch
             "--endpoint-reconciler-type=none",  # its own endpoints can't be on loopback
             *self.flags,
         ]
 
     def _etcd_ready(self, port: int) -> bool:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
             return bool(json.load(answer)["health"] == "true")
 
     def _ready(self, port: int) -> bool:
         context = ssl.create_default_context(cafile=self.ca)
         url = f"https://{HOST}:{port}/readyz"
-        with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as answer:
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
             return bool(answer.status == 200)
 
     def _ask_etcd(self, path: str, body: object) -> Any:
@@ -271,7 +273,7 @@ class Server:
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
-                if self.ready(port):
+                if self.ready(port) and self.process.poll() is None:  # not who took the port before us
                     return True
             except OSError:  # not listening yet, or not ready (URLError is one)
                 pass
@@ -287,6 +289,14 @@ def _spawn(words: list[Any], log: Any) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def _folder() -> Path:
+    """A new one, named by our pid; those of owners that were killed go."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        if not Path("/proc", path.name.removeprefix(PREFIX).split("-")[0]).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
 
 
 def _free_port() -> int:

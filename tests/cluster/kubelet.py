@@ -2,9 +2,9 @@
 
     pod ── veth ── lab.node (the agent, host-network pods; 127.0.0.1 leads to the API server) ── world
 
-What it does as the real ones do: a pod's cgroup is there before its first process; a container's first process
-is put into its cgroup before it enters the pod's network; the pause process comes first. What it does not:
-images, probes, mounts, status. Everything ends with `close`, or with the lab.
+What it does as the real ones do: a pod's cgroup is there before its first process; a container's first
+process is put into its cgroup before it enters the pod's network; the pause process comes first. What it does
+not: images, probes, mounts, status. Everything ends with `close`, or with the lab.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bpf.datapath import Datapath
 from gateway import place
 from routing.namespaces import inside
 from tests.cluster.apiserver import HOST, ApiServer
@@ -66,9 +67,9 @@ class Passage:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 target.sendall(data)
-        for end in (source, target):
+        for each in (source, target):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._door.shutdown(socket.SHUT_RDWR)
@@ -105,7 +106,12 @@ class Pod:
         return process
 
     def pause(self) -> None:
-        self.start("sleep", "infinity")
+        """Returns when it is in the pod's network."""
+        process = self.start("sleep", "infinity")
+        where = self.network or self.kubelet.lab.node
+        home = Path(f"/proc/{where.holder.pid}/ns/net").stat().st_ino
+        net = Path(f"/proc/{process.pid}/ns/net")
+        wait_for(lambda: net.stat().st_ino == home, "pause in its network")
 
     def do(self, code: str) -> Any:
         """What a Python program in a new container tells."""
@@ -146,13 +152,15 @@ class Kubelet:
         self.pods: dict[str, Pod] = {}
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(str(folder / "notify"))
+        self._ready, self._listener = threading.Event(), threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.config.write_text("")
         self.log.touch()
         self.top.mkdir(parents=True)
         for qos in ("burstable", "besteffort"):
             self._class(qos).mkdir()
         self.passage = Passage(lab.node, api.server.port)
-        create(api, "/api/v1/nodes", {"metadata": {"name": self.node, "labels": {"role": "test"}}})
+        create(api, "/api/v1/nodes", {"metadata": {"name": self.node, "labels": {"node": self.node}}})
         self._write_dns()
 
     def _write_dns(self) -> None:
@@ -167,16 +175,29 @@ class Kubelet:
     # ---- Pods
 
     def create(
-        self, name: str, labels: Mapping[str, str] | None = None, namespace: str = "default", **spec: object
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        namespace: str = "default",
+        annotations: Mapping[str, str] | None = None,
+        bound: bool = True,
+        **spec: object,
     ) -> Data:
-        """The object of a pod of this node; nothing runs yet."""
+        """The object of a pod of this node, or of one that waits for `bind`; nothing runs yet."""
         drop = {"securityContext": {"capabilities": {"drop": ["ALL"]}}}
         containers = [{"name": "main", "image": "none"} | drop]
-        metadata = {"name": name, "labels": dict(labels or {})}
-        wanted = {"nodeName": self.node, "containers": containers, **spec}
+        metadata = {"name": name, "labels": dict(labels or {}), "annotations": dict(annotations or {})}
+        wanted = {"containers": containers, **({"nodeName": self.node} if bound else {}), **spec}
         return create(
             self.api, f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": wanted}
         )
+
+    def bind(self, data: Data) -> None:
+        """The pod is of this node from now on: only now its agent hears of it."""
+        meta = data["metadata"]
+        path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/binding"
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
+        create(self.api, path, {"metadata": {"name": meta["name"]}, "target": target})
 
     def cgroup(self, uid: str, qos: str = "burstable") -> Path:
         """The path of a pod's cgroup."""
@@ -253,17 +274,18 @@ class Kubelet:
                 process.wait(20)
 
     def wait_until_ready(self, process: subprocess.Popen[str]) -> None:
-        self.manager.setblocking(False)
-
-        def found() -> bool:
+        def ready() -> bool:
             assert process.poll() is None, self.said()
-            with suppress(BlockingIOError):
-                while True:
-                    if b"READY=1" in self.manager.recv(1 << 16).splitlines():
-                        return True
-            return False
+            return self._ready.wait(0.01)
 
-        wait_for(found, f"READY=1, after {self.said()}", 60)
+        wait_for(ready, f"READY=1, after {self.said()}", 60)
+        self._ready.clear()
+
+    def _listen(self) -> None:
+        """As a manager does: what nobody reads would hold the agent up."""
+        while data := self.manager.recv(1 << 16):
+            if b"READY=1" in data.splitlines():
+                self._ready.set()
 
     def said(self) -> str:
         return self.log.read_text()
@@ -272,6 +294,14 @@ class Kubelet:
         words = self.lab.skouter("status", "-o", "json", instance=self.instance, machine=self.lab.node)
         return dict(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
 
+    def rows(self) -> dict[int, int]:
+        """What the kernel says: id of a cgroup to its policy's number."""
+        loaded = Datapath(self.place.pins)
+        try:
+            return {int(key): int(row.policy) for key, row in loaded["workloads"].items()}
+        finally:
+            loaded.close()
+
     def groups(self) -> dict[str, str]:
         """Pod to its group, as `skouter status` tells it."""
         return {row["pod"]: row["group"] for row in self.status()["agent"]["pods"]}
@@ -279,6 +309,9 @@ class Kubelet:
     def close(self) -> None:
         for pod in list(self.pods.values()):
             pod.stop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(self.folder / "notify"))
+        self._listener.join()
         self.manager.close()
         self.passage.close()
         remove_cgroup(self.root)

@@ -7,19 +7,22 @@ an object that nobody checked is a question of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from gateway.api_rights import Right
+from gateway.crds import NAMES
 from gateway.schema import API_VERSION, GROUP
-from gateway.source_kubernetes import PLURALS, Asked, Kubernetes
+from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OURS = f"/apis/{API_VERSION}"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 NODE = "node-a"
 PATIENCE = 60.0  # seconds: others may need this machine, too
 
@@ -44,11 +47,11 @@ def definition(kind: str) -> Data:
         "subresources": {"status": {}},
         "schema": {"openAPIV3Schema": schema},
     }
-    names = {"kind": kind, "plural": PLURALS[kind], "singular": kind.lower(), "listKind": f"{kind}List"}
+    names = {"kind": kind, "plural": NAMES[kind].plural, "singular": kind.lower(), "listKind": f"{kind}List"}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURALS[kind]}.{GROUP}"},
+        "metadata": {"name": f"{NAMES[kind].plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced" if kind == "Egress" else "Cluster",
@@ -66,7 +69,7 @@ def define(api: ApiServer, kind: str) -> None:
 
 def undefine(api: ApiServer, kind: str) -> None:
     """Gone, with all that it defined, when this returns."""
-    delete(api, f"{DEFINITIONS}/{PLURALS[kind]}.egress.skouter")
+    delete(api, f"{DEFINITIONS}/{NAMES[kind].plural}.egress.skouter")
     wait_until_served(api, kind, False)
 
 
@@ -79,7 +82,7 @@ def wait_until_served(api: ApiServer, kind: str, wanted: bool) -> None:
 
 def is_served(api: ApiServer, kind: str) -> bool:
     try:
-        return api.request("GET", f"{OURS}/{PLURALS[kind]}")[0] == 200
+        return api.request("GET", f"{OURS}/{NAMES[kind].plural}")[0] == 200
     except ValueError:
         return False  # of a group without a kind the server says so in plain text
 
@@ -90,10 +93,24 @@ def egress(name: str, *domains: str, spec: Mapping[str, object] | None = None) -
     return {"apiVersion": API_VERSION, "kind": "Egress", "metadata": {"name": name}, "spec": made}
 
 
+def machine(name: str) -> Data:
+    spec = {"addresses": ["192.0.2.7"]}
+    return {"apiVersion": API_VERSION, "kind": "ExternalWorkload", "metadata": {"name": name}, "spec": spec}
+
+
 def pod(name: str, node: str, labels: Mapping[str, str] | None = None, **spec: object) -> Data:
     containers = [{"name": "main", "image": "none"}]
     metadata = {"name": name, "labels": dict(labels or {})}
     return {"metadata": metadata, "spec": {"nodeName": node, "containers": containers, **spec}}
+
+
+def rules(rights: Iterable[Right]) -> list[Data]:
+    """Those of a ClusterRole or Role."""
+    return [
+        {"apiGroups": [right.group], "resources": [right.resource], "verbs": [*right.verbs]}
+        | ({"resourceNames": [*right.names]} if right.names else {})
+        for right in rights
+    ]
 
 
 def must(answer: tuple[int, Any]) -> Data:

@@ -1,5 +1,6 @@
 """The cluster as an agent follows it: a real API server, and everything that may happen on the way to it."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 import trio
 
+from gateway.api_rights import RIGHTS
+from gateway.crds import NAMES
 from gateway.follow import Pace
 from gateway.records import Egress, ExternalWorkload
-from gateway.source_kubernetes import PLURALS, Asked, Kubernetes
+from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Answer, Gate
 from tests.cluster.objects import (
     OURS,
     PATIENCE,
+    RBAC,
     create,
     define,
     delete,
@@ -27,6 +31,7 @@ from tests.cluster.objects import (
     off,
     patch,
     pod,
+    rules,
     undefine,
     until,
 )
@@ -36,7 +41,6 @@ FAST = Pace(watch=(20, 30), silence=15, least=0.1, most=1, absent=1, spread=0.2)
 ASKED = Asked(pace=FAST, spread=0.5)
 SYSTEM = "/api/v1/namespaces/kube-system"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices"
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 def egresses(space: str, name: str = "") -> str:
@@ -103,7 +107,7 @@ def test_cluster_scoped_kinds_and_a_pod_of_the_same_name(server: ApiServer, spac
                 ("ExternalWorkload", {"addresses": ["192.0.2.7"]}),
             ):
                 body = {**head, "kind": kind, "spec": spec}
-                await off(lambda kind=kind, body=body: create(server, f"{OURS}/{PLURALS[kind]}", body))
+                await off(lambda kind=kind, body=body: create(server, f"{OURS}/{NAMES[kind].plural}", body))
             wanted = {type(o).__name__ for o in source.cluster.objects if o.name == space}
             await until(lambda: len([o for o in source.cluster.objects if o.name == space]) == 2, str(wanted))
             machine = next(o for o in source.cluster.objects if isinstance(o, ExternalWorkload))
@@ -415,37 +419,17 @@ def account(
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "skouter-test"}
     binding = {"metadata": {"name": "skouter-test"}, "roleRef": reference, "subjects": [subject]}
     create(server, f"{RBAC}/clusterrolebindings", binding)
-    create(server, f"{RBAC}/clusterroles", {"metadata": {"name": "skouter-test"}, "rules": role()})
+    create(server, f"{RBAC}/clusterroles", {"metadata": {"name": "skouter-test"}, "rules": rules(RIGHTS)})
     yield renew
     delete(server, f"{RBAC}/clusterrolebindings/skouter-test")
     delete(server, f"{RBAC}/clusterroles/skouter-test")
-
-
-def role(*less: str) -> list[dict[str, list[str]]]:
-    """All that is read, but `less`."""
-    groups = {
-        "": ["pods", "namespaces", "nodes", "services"],
-        "discovery.k8s.io": ["endpointslices"],
-        "networking.k8s.io": ["servicecidrs"],
-        "egress.skouter": [*PLURALS.values()],
-    }
-    read = [
-        {
-            "apiGroups": [group],
-            "resources": [r for r in resources if r not in less],
-            "verbs": ["list", "watch"],
-        }
-        for group, resources in groups.items()
-    ]
-    definitions = {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"]}
-    return [*read, {**definitions, "verbs": ["get"]}]
 
 
 def test_a_right_that_is_missing_is_told_by_name(
     server: ApiServer, account: Callable[[], None], tmp_path: Path
 ) -> None:
     name = f"{RBAC}/clusterroles/skouter-test"
-    patch(server, name, {"rules": role("pods")})
+    patch(server, name, {"rules": rules([right for right in RIGHTS if right.resource != "pods"])})
 
     async def main() -> None:
         source = Kubernetes(NODE, None, replace(ASKED, account=tmp_path))
@@ -457,7 +441,7 @@ def test_a_right_that_is_missing_is_told_by_name(
                 f'pods can\'t be listed: pods is forbidden: User "{user}" cannot list resource "pods" '
                 'in API group "" at the cluster scope; add that to the ClusterRole skouter'
             )
-            await off(lambda: patch(server, name, {"rules": role()}))
+            await off(lambda: patch(server, name, {"rules": rules(RIGHTS)}))
             await until(lambda: source.health.connected, "health")
             nursery.cancel_scope.cancel()
 
@@ -481,6 +465,25 @@ def test_a_token_that_was_renewed_counts_at_once(
             )  # the client itself rereads each minute
             await off(lambda: create(server, egresses(space), egress("after", "example.com")))
             await until(lambda: "after" in domains(source, space), "what happens after it")
+
+    trio.run(main)
+
+
+def test_a_certificate_that_was_renewed_counts_at_once(
+    server: ApiServer, account: Callable[[], None], tmp_path: Path
+) -> None:
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt", "-subj", "/CN=another", "-days", "1"]
+    subprocess.run([*words, *files], check=True, capture_output=True)
+
+    async def main() -> None:
+        source = Kubernetes(NODE, None, replace(ASKED, account=tmp_path))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(source.run)
+            await until(lambda: "certificate" in source.health.error, "told")
+            (tmp_path / "ca.crt").write_bytes(server.ca.read_bytes())
+            await until(lambda: source.health.connected, "health")
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
 
@@ -522,9 +525,10 @@ def test_deleting_the_definition_opens_nothing(
     for number in range(5):
         create(server, egresses(space), egress(f"e{number}", "example.com"))
     seen: list[int] = []
+    brief = replace(ASKED, pace=replace(FAST, watch=(4, 5)))
 
     async def main() -> None:
-        async with following(NODE, through, ASKED) as source, trio.open_nursery() as nursery:
+        async with following(NODE, through, brief) as source, trio.open_nursery() as nursery:
 
             async def look() -> None:
                 while True:
@@ -542,8 +546,16 @@ def test_deleting_the_definition_opens_nothing(
             assert len(domains(source, space)) == 5
             assert set(seen) <= {5}
             await off(lambda: define(server, "Egress"))
+            await until(lambda: "apply them again" in source.health.error, "kept")
+            assert source.health.errors == (
+                "5 egresses of a definition that was deleted stay for some minutes; apply them again",
+            )
+            assert len(domains(source, space)) == 5
+            await off(lambda: create(server, egresses(space), egress("e1", "example.org")))
+            await until(lambda: domains(source, space)["e1"] == ["example.org"], "the new one")
+            assert len(domains(source, space)) == 5
+            await until(lambda: domains(source, space) == {"e1": ["example.org"]}, "what is there now")
             await until(lambda: source.health.connected, "health")
-            await until(lambda: domains(source, space) == {}, "what is there now")
             nursery.cancel_scope.cancel()
 
     trio.run(main)

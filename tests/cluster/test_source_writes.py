@@ -12,7 +12,20 @@ from gateway.records import Problem
 from gateway.source_kubernetes import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Gate
-from tests.cluster.objects import NODE, create, egress, following, must, off, patch, pod, until
+from tests.cluster.objects import (
+    NODE,
+    OURS,
+    create,
+    delete,
+    egress,
+    following,
+    machine,
+    must,
+    off,
+    patch,
+    pod,
+    until,
+)
 from tests.cluster.test_source import FAST, egresses, pods
 
 ASKED = Asked(pace=FAST, spread=0.5)
@@ -181,6 +194,31 @@ def test_what_can_not_be_written_is_written_later(
             await until(lambda: not source.trouble, "it is well again")
 
     trio.run(main)
+
+
+def test_the_definitions_of_this_checkout_show_what_is_written(crds_applied: ApiServer) -> None:
+    """Beside the definitions of these tests, which let everything through: those that people apply."""
+    api, node = crds_applied, "node-with-definitions"
+    create(api, "/api/v1/nodes", {"metadata": {"name": node}})
+    create(api, egresses("default"), egress("shown", "example.com"))
+    create(api, f"{OURS}/externalworkloads", machine("shown"))
+
+    async def main() -> None:
+        async with following(node, api.kubeconfig, ASKED) as source:
+            accept_all(source)
+            await until(lambda: accepted(api, egresses("default", "shown")), "the condition")
+            await until(lambda: accepted(api, f"{OURS}/externalworkloads/shown"), "the machine's, too")
+            line = api.kubectl("get", "egress", "shown", "--no-headers", "-o", "wide")
+            assert line.split()[0] == "shown"
+            assert "True" in line.split()
+            assert "every rule is in force" in line
+
+    try:
+        trio.run(main)
+    finally:
+        delete(api, egresses("default", "shown"))
+        delete(api, f"{OURS}/externalworkloads/shown")
+        delete(api, f"/api/v1/nodes/{node}")
 
 
 # ---- Events -----------------------------------------------------------------------------------------------

@@ -13,14 +13,15 @@ What it calls a step is what the kernel's loop does at one turn: one cannot be r
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from bpf.contract import contract
 
 A, CNAME, AAAA, OPT, IN = 1, 5, 28, 41, 1
 MESSAGE, RECORDS = contract().constant("MESSAGE"), contract().constant("RECORDS")
-# The kernel allows 33 tail calls: one to the reader of the question, eight for 64 grants.
-SURE_STEPS = (33 - 1 - RECORDS // contract().constant("GRANTS_AT_ONCE")) * contract().constant("STEPS")
+# The kernel allows 33 tail calls: to the readers of the question and of an alias, and those for 64 grants.
+SURE_STEPS = (33 - 2 - RECORDS // contract().constant("GRANTS_AT_ONCE")) * contract().constant("STEPS")
 ORDINARY = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 MAPPED = bytes(10) + b"\xff\xff"
 
@@ -51,12 +52,50 @@ class Reading:
     steps: int = 0
 
 
-def is_never_learned(kind: int, data: bytes) -> bool:
-    """Of the data of an A or AAAA record; IPv4 in the guise of IPv6 is never."""
+@dataclass(frozen=True)
+class Cluster:
+    """Names below `domains` may teach addresses of `networks`, unless an alias is among the answers."""
+
+    domains: tuple[str, ...] = ()
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+
+    def has(self, name: str) -> bool:
+        return any(name.endswith("." + domain) for domain in self.domains)
+
+
+def is_never_learned(kind: int, data: bytes, foreign: Cluster) -> bool:
+    """Of the data of an A or AAAA record; IPv4 in the guise of IPv6 is never. `foreign`: a cluster that the
+    name is none of."""
     plain = ipaddress.IPv4Address(data) if kind == A else ipaddress.IPv6Address(data)
     if kind == AAAA and data.startswith(MAPPED):
         return True
-    return any(plain in network for network in NEVER if network.version == plain.version)
+    return any(
+        plain in network for network in (*NEVER, *foreign.networks) if network.version == plain.version
+    )
+
+
+def stripped(message: bytes, suffixes: Collection[str]) -> str:
+    """The name that the first record, an alias of the question's, leaves of it without a suffix; or ""."""
+    end = question_end(message)
+    name = message[12 : end - 4]
+    for owner in (b"\xc0\x0c", name):
+        head = message[end + len(owner) :][:10]
+        data = message[end + len(owner) + 10 :][: int.from_bytes(head[8:10], "big")]
+        if message[end:].lower().startswith(owner.lower()) and head[:4] == b"\0\5\0\1":
+            for suffix in suffixes:
+                tail = b"".join(bytes([len(label)]) + label.encode() for label in suffix.split(".")) + b"\0"
+                if name.lower().endswith(tail) and data.lower() == name[: -len(tail)].lower() + b"\0":
+                    return plain(data) if len(data) == int.from_bytes(head[8:10], "big") else ""
+    return ""
+
+
+def plain(name: bytes) -> str:
+    """A name as people write it, in lower case."""
+    labels, at = [], 0
+    while name[at]:
+        labels.append(name[at + 1 : at + 1 + name[at]].decode("ascii", "replace"))
+        at += 1 + name[at]
+    return ".".join(labels).lower()
 
 
 def question_end(message: bytes) -> int:
@@ -151,7 +190,7 @@ class _Walk:
         return kind, group, 0 if ttl >> 31 else ttl, data
 
 
-def read(message: bytes, number: int, question: bytes) -> Reading:
+def read(message: bytes, number: int, question: bytes, cluster: Cluster = Cluster()) -> Reading:
     """What `message` teaches whoever asked `question` (a question section) under this id."""
     is_long, message = len(message) > MESSAGE, message[:MESSAGE]
     try:
@@ -164,7 +203,8 @@ def read(message: bytes, number: int, question: bytes) -> Reading:
     answers = int.from_bytes(message[6:8], "big")
     if message[3] & 15 or not answers or not _is_ordinary(message[12 : end - 5]):
         return Reading()
-    return _read_records(message, end, answers, is_long)
+    foreign = Cluster() if cluster.has(plain(message[12:end])) else cluster
+    return _read_records(message, end, answers, is_long, cluster, foreign)
 
 
 def _is_ordinary(name: bytes) -> bool:
@@ -175,7 +215,9 @@ def _is_ordinary(name: bytes) -> bool:
     return True
 
 
-def _read_records(message: bytes, at: int, answers: int, is_long: bool) -> Reading:
+def _read_records(
+    message: bytes, at: int, answers: int, is_long: bool, cluster: Cluster, foreign: Cluster
+) -> Reading:
     left = answers + int.from_bytes(message[8:10], "big") + int.from_bytes(message[10:12], "big")
     truncated, walk = bool(message[2] & 2), _Walk(message, at)
     found: list[tuple[int, bytes, int]] = []
@@ -184,6 +226,7 @@ def _read_records(message: bytes, at: int, answers: int, is_long: bool) -> Readi
             kind, group, ttl, data = walk.record()
             if number < answers and group == IN and kind in (A, AAAA):
                 found.append((kind, data, ttl))
+            foreign = cluster if kind == CNAME else foreign
     except CutError:
         if not truncated and not is_long:
             return Reading(["ANSWER_UNREADABLE"], steps=walk.steps)
@@ -193,7 +236,7 @@ def _read_records(message: bytes, at: int, answers: int, is_long: bool) -> Readi
     learned = [
         (MAPPED + data if kind == A else data, ttl)
         for kind, data, ttl in found[:RECORDS]
-        if not is_never_learned(kind, data)
+        if not is_never_learned(kind, data, foreign)
     ]
     reasons += ["LEARNED"] * len(learned) + ["NEVER_LEARNED"] * (min(len(found), RECORDS) - len(learned))
     return Reading(reasons, learned, walk.steps)

@@ -306,6 +306,7 @@ def fill(d: Datapath) -> None:
         "suffixes": [((16 + 8 * 4, policy, b"moc."), ([4] + [0] * 7,))],
         "prefixes": [((16 + 104, policy, address), ([PEER, 1, 0, 0],))],
         "never": [((16 + 104, b"\0\0", address), 1)],
+        "domains": [((16 + 8 * 4, b"\0\0", b"moc."), 1)],
         "rules": [((NUMBER, PEER + i), (1 << 63 | i,)) for i in range(40)],
         "services": [((24, policy, 6, b"\0\0"), (3,))],
         "single_services": [((40, policy, 6, b"\0\x50"), (3,))],

@@ -385,7 +385,7 @@ def test_a_name_that_is_withdrawn_leaves_no_place_behind_once_it_is_over(bench: 
         bench.d["grants"][p.packed(address), POLICY] = (slots,)
     numbers.sweep()
     left = set(names.live()), {address for _, address in names.holders()}
-    numbers.purge(POLICY)
+    numbers.purge([POLICY])
     numbers.close()
     assert left == (set(addresses(1, 2)), set(addresses(1, 2)))
 
@@ -570,6 +570,6 @@ def test_of_a_workload_that_ended_no_table_keeps_a_row(
     assert {"flows", "flow_ring", "inbounds", "inbound_ring", "tallies"} <= set(tables)
     engine.forget_workloads([w.number])
     numbers = Numbers(w.b.d)
-    numbers.purge(POLICY)
+    numbers.purge([POLICY])
     numbers.close()
     assert [name for name in WRITTEN_BY_PROGRAMS if keys(w.b, name)] == []

@@ -106,17 +106,27 @@ class World:
             assert server.recvfrom(9)[0] == b"x"
             return True
 
-    def asks(self, pod: str, answer: str, network: str = "") -> None:
-        """The resolver's answer for NAME, as whoever plays the resolver there likes it."""
+    def asks(self, pod: str, address: str, network: str = "", name: str = NAME) -> None:
+        """For a name, which has this address, as whoever plays the resolver there likes it."""
+        with self.asking(pod, name, network) as answer:
+            answer(address)
+
+    @contextmanager
+    def asking(self, pod: str, name: str, network: str = "") -> Iterator[Callable[[str], None]]:
+        """A question is open within the block; the call answers it."""
         server = self.servers["anywhere" if network == "evil" else "outside"][RESOLVER]
         with self.socket(pod, network) as held:
             held.connect((RESOLVER, 53))
-            held.send(DNSRecord.question(NAME).pack())
+            held.send(DNSRecord.question(name).pack())
             data, client = server.recvfrom(512)
-            reply = DNSRecord.parse(data).reply()
-            reply.add_answer(RR(NAME, QTYPE.A, rdata=A(answer), ttl=60))
-            server.sendto(reply.pack(), client)
-            held.recv(512)
+
+            def answer(address: str) -> None:
+                reply = DNSRecord.parse(data).reply()
+                reply.add_answer(RR(name, QTYPE.A, rdata=A(address), ttl=60))
+                server.sendto(reply.pack(), client)
+                held.recv(512)
+
+            yield answer
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,53 @@
+"""What an agent asks of the API server, and so what its ClusterRole and Role must allow: this and no more.
+
+The rules this file must obey:
+
+* A table and nothing else. Tests run the agent with exactly these rights, take each away and see it told, and
+  compare what is deployed with it.
+* A right of one namespace is the Role's there, every other one the ClusterRole's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.crds import NAMES
+from gateway.schema import GROUP, KINDS
+
+READ = ("list", "watch")
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """`verbs` on `resource` (plural, or plural/subresource) of `group`. `names`: of these objects alone;
+    `namespace`: only there, "*" in each."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    namespace: str = "*"
+
+
+RIGHTS = (
+    Right("", "pods", READ),
+    Right("", "namespaces", READ),
+    Right("", "nodes", READ),
+    Right("networking.k8s.io", "servicecidrs", READ),
+    *(Right(GROUP, NAMES[kind].plural, READ) for kind in KINDS),
+    *(Right(GROUP, f"{NAMES[kind].plural}/status", ("patch",)) for kind in KINDS),
+    Right(  # whether its objects were deleted, or their definition
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        ("get",),
+        names=tuple(f"{NAMES[kind].plural}.{GROUP}" for kind in KINDS),
+    ),
+    Right("events.k8s.io", "events", ("create", "patch")),
+    # The cluster's DNS, in whichever namespace it is.
+    Right("", "services", READ, namespace="kube-system"),
+    Right("discovery.k8s.io", "endpointslices", READ, namespace="kube-system"),
+    # Whether its DaemonSet goes away, and who may read its metrics.
+    Right("apps", "daemonsets", ("get",), names=("skouter",), namespace="skouter-system"),
+    Right("authentication.k8s.io", "tokenreviews", ("create",)),
+    Right("authorization.k8s.io", "subjectaccessreviews", ("create",)),
+)
