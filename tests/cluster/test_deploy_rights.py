@@ -18,6 +18,7 @@ import yaml
 
 from gateway import cleanup, pod_events, startup_taint
 from gateway.api_questions import is_leaving, may_get
+from gateway.api_rights import RIGHTS
 from gateway.api_server import Door, ServerError
 from gateway.cluster import Pod
 from gateway.source_kubernetes import Asked, Kubernetes
@@ -143,7 +144,31 @@ def test_the_agent_may_do_all_that_it_does_and_does_all_that_it_may(
     assert taints(api) == [OTHER]
     api.kubectl("apply", "-f", "-", input=OBJECTS)
     trio.run(follow_and_tell, api, Kubernetes(NODE, config, Asked(spread=0.1)))
-    assert used == granted(installed["ClusterRole", "skouter"], installed["Role", "skouter"])
+    roles = (
+        installed["ClusterRole", "skouter"],
+        installed["Role", "skouter"],
+        installed["Role", "skouter-dns"],
+    )
+    assert used == granted(*roles)
+
+
+def test_the_roles_are_what_the_agent_says_that_it_asks() -> None:
+    """The base, to the namespace and the name; the start-up taint is a right of its own."""
+    found = objects((DEPLOY / "kustomize" / "base" / "skouter.yaml").read_text())
+    told = {
+        (right.group, right.resource, verb, names, right.namespace)
+        for right in RIGHTS
+        for verb in right.verbs
+        for names in right.names or ("*",)
+    }
+    given = {
+        (*each, name, found[key]["metadata"].get("namespace", "*"))
+        for key in (("ClusterRole", "skouter"), ("Role", "skouter"), ("Role", "skouter-dns"))
+        for rule in found[key]["rules"]
+        for each in granted({"rules": [rule]})
+        for name in rule.get("resourceNames", ("*",))
+    }
+    assert given == told
 
 
 async def follow_and_tell(api: ApiServer, source: Kubernetes) -> None:
