@@ -142,6 +142,8 @@ def do_status(arguments: argparse.Namespace) -> int:
     from gateway import place, status
 
     found = status.collect(place.find())
+    if arguments.pod:
+        found = status.only(found, arguments.pod)
     if arguments.output == "json":
         emit(found)
     else:

@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _add_policy(commands)
     _add_agent(commands)
     status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
+    status.add_argument("--pod", metavar="NAMESPACE/NAME", help="only what concerns this pod of this node")
     status.set_defaults(do="status")
     off = _add(commands, "off", "break-glass: detach everything at once; nothing is filtered any more")
     off.set_defaults(do="off")

@@ -85,6 +85,17 @@ def _grants(loaded: Datapath, number: int, peers: dict[str, str]) -> list[dict[s
     return sorted(found, key=lambda grant: (grant["name"], grant["address"]))
 
 
+def only(found: dict[str, Any], pod: str) -> dict[str, Any]:
+    """The state as far as it concerns one pod, `NAMESPACE/NAME`: its line, and what its group is held to."""
+    agent = found["agent"] or {}
+    rows = [row for row in agent.get("pods", ()) if row["pod"] == f"pod {pod}"]
+    if not rows:
+        raise EngineError(f"pod {pod} is not known here: is this its node, and its name NAMESPACE/NAME?")
+    groups = {row["group"] for row in rows}
+    workloads = [workload for workload in found["workloads"] if workload["name"] in groups]
+    return {**found, "agent": {**agent, "pods": rows}, "workloads": workloads}
+
+
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     out = [f"instance {found['instance']}"]

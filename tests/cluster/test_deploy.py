@@ -65,7 +65,9 @@ def base(kubectl: Path) -> str:
 @pytest.fixture
 def namespace(api: ApiServer) -> str:
     """The one that everything lives in; it stays, since no controller is there to end it."""
-    api.kubectl("apply", "--server-side", "-f", DEPLOY / "kustomize" / "base" / "namespace.yaml")
+    api.kubectl(
+        "apply", "--server-side", "--force-conflicts", "-f", DEPLOY / "kustomize" / "base" / "namespace.yaml"
+    )
     return NAMESPACE
 
 
@@ -136,7 +138,9 @@ def test_the_constraints_of_openshift_are_what_the_agent_asks_for(kubectl: Path)
 
 def test_a_server_takes_the_base_and_the_chart(api: ApiServer, namespace: str, base: str, chart: str) -> None:
     for text in (base, chart):
-        said = api.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=text)
+        said = api.kubectl(
+            "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", input=text
+        )
         assert len(said.splitlines()) == len(objects(text))
         assert "Warning" not in said
 
@@ -154,7 +158,7 @@ def test_a_server_takes_the_hooks_and_every_option(api: ApiServer, namespace: st
         podAnnotations: {example.com/note: x}
     """
     text = template(helm, values=values % ("0" * 64))
-    api.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=text)
+    api.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", input=text)
     found = agent(text)
     assert found["image"] == f"skouter@sha256:{'0' * 64}"
     assert found["args"][-2:] == ["--startup-taint", "--verbose"]
@@ -170,7 +174,7 @@ def test_a_server_takes_the_overlays(
     api: ApiServer, namespace: str, kubectl: Path, base: str, folder: str
 ) -> None:
     text = kustomized(kubectl, folder)
-    api.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=text)
+    api.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", input=text)
     assert objects(text).keys() == objects(base).keys()
     assert objects(text) != objects(base)
 
@@ -236,14 +240,17 @@ def test_helm_finds_nothing_to_complain_of(helm: Path) -> None:
 
 
 @pytest.fixture
-def released(api: ApiServer, namespace: str, helm: Path) -> Iterator[list[str]]:
-    """`helm` against the server, as its user calls it; nothing of the release is left."""
-    words = [str(helm), "--kubeconfig", str(api.kubeconfig), "--namespace", namespace]
-    try:
-        yield words
-    finally:
-        call([*words, "uninstall", "skouter", "--no-hooks", "--ignore-not-found"], api)
-        api.kubectl("delete", "--ignore-not-found", "crd", *(name for _, name in CRDS))
+def untouched(programs: Path) -> Iterator[ApiServer]:
+    """A server of its own: Helm takes no CRD that is there already."""
+    with ApiServer(programs) as running:
+        running.kubectl(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            DEPLOY / "kustomize" / "base" / "namespace.yaml",
+        )
+        yield running
 
 
 def call(words: list[str], api: ApiServer) -> str:
@@ -254,9 +261,11 @@ def call(words: list[str], api: ApiServer) -> str:
 
 
 def test_an_upgrade_brings_the_crds_along_and_uninstalling_keeps_what_users_wrote(
-    api: ApiServer, released: list[str], tmp_path: Path
+    untouched: ApiServer, helm: Path, tmp_path: Path
 ) -> None:
     """The CRDs of an older version: one that knows less of Egress."""
+    api = untouched
+    released = [str(helm), "--kubeconfig", str(api.kubeconfig), "--namespace", NAMESPACE]
     older = tmp_path / "older"
     subprocess.run(["cp", "-rL", CHART, older], check=True)
     crd = older / "files" / "crds" / "egresses.yaml"

@@ -55,7 +55,7 @@ def installed(api: ApiServer) -> Iterator[dict[tuple[str, str], Object]]:
     """The base with the start-up taint, and the hooks of the chart, all of it for real."""
     kubectl, helm = api.programs / "kubectl", build.folder("helm") / "helm"
     text = "\n---\n".join((kustomized(kubectl, "startup-taint"), hooks(template(helm))))
-    api.kubectl("apply", "--server-side", "-f", "-", input=text)
+    api.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=text)
     api.kubectl("wait", "--for=condition=Established", "crd", "--all")
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
     api.kubectl("apply", "-f", "-", input=json.dumps(node))

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway import startup_taint, succession
+from gateway import startup_taint, status, succession
 from gateway.api_server import Door
 from gateway.ask import ask
 from gateway.request import NodeOf
+from gateway.states import EngineError
 from gateway.succession import Parting, parting
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet import Kubelet
@@ -129,12 +130,31 @@ def test_an_agent_says_how_it_is_and_frees_its_node(
     with node.agent("--health", socket, "--startup-taint"):
         wait_for(lambda: is_ready(socket), "the agent")
         assert ask(str(socket), "/livez") == (200, "ok\n")
-        status, text = ask(str(socket), "/metrics")
-        assert status == 200
+        answered, text = ask(str(socket), "/metrics")
+        assert answered == 200
         assert "skouter_api_connected 1.0" in text
         assert 'skouter_workloads{state="held"}' in text
         assert 'skouter_api_total{what="requests"}' in text
         wait_for(lambda: "taints" not in json.loads(read(api, node))["spec"], "the node without its taint")
+
+
+def test_the_status_of_one_pod_is_that_of_its_group(node: Kubelet, api: ApiServer, space: str) -> None:
+    for name in ("web", "api"):
+        allow(api, space, name, f"{name}.example.com", app=name)
+        node.run(node.create(name, {"app": name}, space))
+    with node.agent():
+        wait_for(
+            lambda: "closed until" not in str(node.groups()) and len(node.groups()) >= 2, "both pods held"
+        )
+        whole = node.status()
+        found = status.only(whole, f"{space}/web")
+        (workload,) = found["workloads"]
+        assert workload["rules"] == ["web.example.com (every port and protocol)"]
+        text = "\n".join(status.lines(found))
+        assert f"pod {space}/web:" in text
+        assert f"{space}/api" not in text
+        with pytest.raises(EngineError, match="is not known here"):
+            status.only(whole, f"{space}/no-such")
 
 
 def read(api: ApiServer, node: Kubelet) -> str:
