@@ -69,7 +69,7 @@ def until(call: Callable[[], Any], wanted: Any, seconds: float = 10) -> float:
     """Seconds that it took."""
     began = time.monotonic()
     while (found := call()) != wanted:
-        assert time.monotonic() < began + seconds, f"still {found}, not {wanted}"
+        assert time.monotonic() < began + seconds * PATIENCE, f"still {found}, not {wanted}"
         time.sleep(0.002)
     return time.monotonic() - began
 
@@ -187,6 +187,31 @@ def test_attack_a_pod_races_its_classification(node: Kubelet, space: str, unclas
         out, _ = process.communicate("end\n", timeout=10)
     (first,), refused = json.loads(out)
     assert (first > bound, refused) == ((True, errno.EPERM) if unclassified == "closed" else (False, None))
+
+
+# ---- What is told -----------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_an_event_of_the_pod_and_an_object_says_that_it_is_in_force(
+    node: Kubelet, space: str
+) -> None:
+    allow(node.api, space, "web", ALLOWED, app="web")
+    data = node.create("one", {"app": "web"}, space)
+    pod = node.run(data)
+
+    def notes() -> list[str]:
+        found = node.api.request("GET", f"/apis/events.k8s.io/v1/namespaces/{space}/events")[1]["items"]
+        return [e["note"] for e in found if e["regarding"]["uid"] == data["metadata"]["uid"]]
+
+    def accepted() -> list[tuple[str, str]]:
+        item = node.api.request("GET", f"{OURS}/namespaces/{space}/egresses/web")[1]
+        return [(c["type"], c["status"]) for c in item.get("status", {}).get("conditions", ())]
+
+    with node.agent():
+        until(lambda: pod.do(PAGE.format(REFUSED)), "EPERM")
+        told = f"refused {REFUSED} ({ZONE[REFUSED][0]}) TCP 80 by python: no rule allows this address"
+        until(lambda: told in notes(), True, 30)
+        until(accepted, [("Accepted", "True")], 60)
 
 
 # ---- Changes ----------------------------------------------------------------------------------------------
@@ -350,7 +375,7 @@ def test_without_the_api_server_everything_stays_and_a_static_pod_comes_back(
                 assert pod.do(PAGE.format(ALLOWED)) == "connected"
             api.kill()
             with node.agent(ready=False):
-                until(lambda: "stays as it is" in node.said(), True, 30)
+                until(lambda: node.said().count("stays as it is"), 2, 30)
                 assert pod.do(PAGE.format(ALLOWED)) == "connected"
                 assert pod.do(PAGE.format(REFUSED)) == "EPERM"
                 static = node.run(secrets.token_hex(16))
