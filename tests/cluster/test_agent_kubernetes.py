@@ -283,15 +283,17 @@ def test_what_runs_on_after_its_object_was_deleted_stays_under_its_last_policy(
 def test_a_host_network_pod_has_a_policy_of_its_own(node: Kubelet, space: str) -> None:
     allow(node.api, space, "web", ALLOWED, app="web")
     pod = node.run(node.create("one", {"app": "web"}, space, hostNetwork=True))
-    loose = [{"name": "main", "image": "none"}]
-    node.run(node.create("two", {"app": "web"}, space, hostNetwork=True, containers=loose))
+    raw = [{"name": "main", "image": "none"}]
+    node.run(node.create("two", {"app": "web"}, space, hostNetwork=True, containers=raw))
     with node.agent():
         until(lambda: node.groups().get(f"pod {space}/one", "")[:5], "pods-")
         assert pod.do(PAGE.format(ZONE[REFUSED][0])) == "EPERM"
         beside = node.lab.node.run(*python(PAGE.format(ZONE[REFUSED][0])))
         assert json.loads(beside.stdout) == "connected"
-        assert f"pod {space}/two is Uncontained: it has NET_RAW on the host's network" in node.said()
-        assert f"pod {space}/one is Uncontained" not in node.said()
+        loose = {row["pod"]: row["uncontained"] for row in node.status()["agent"]["pods"]}
+        assert loose[f"pod {space}/one"] == ""
+        assert "it has NET_RAW on the host's network" in loose[f"pod {space}/two"]
+        assert f"Uncontained: pod {space}/two; skouter status says why" in node.said()
 
 
 def test_a_static_pod_is_open_until_the_api_tells_of_it(node: Kubelet, space: str) -> None:
