@@ -59,6 +59,7 @@ def _workload(loaded: Datapath, filters: set[str], path: Path, state: dict[str, 
         "objects": state.get("objects", []),
         "problems": state["problems"],
         "cgroups": list(state["cgroups"]),
+        "titles": state.get("titles", {}),
         "enforced": "egress" in filters
         and all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
         "watched": is_owned(path),
@@ -101,7 +102,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         out.append(f"{workload['kind']} {workload['name']}: {workload['mode']}, {held}{watched}")
         pids = ", ".join(map(str, workload["processes"][:PIDS])) or "none"
         pids += ", ..." if len(workload["processes"]) > PIDS else ""
-        what = printable(" ".join(workload["command"])) or ", ".join(workload["cgroups"]) or "no cgroup yet"
+        named = [workload["titles"].get(cgroup, cgroup) for cgroup in workload["cgroups"]]
+        what = printable(" ".join(workload["command"])) or printable(", ".join(named)) or "no cgroup yet"
         out.append(f"  {what} (pids {pids})")
         out += [f"  selected by {name}" for name in workload["objects"]]
         out += [f"  problem: {problem}" for problem in workload["problems"]]

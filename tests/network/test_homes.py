@@ -21,7 +21,7 @@ import pytest
 from dnslib import QTYPE, RR, A, DNSRecord
 
 from bpf.events import address
-from gateway import allow, cgroups, place, policy, resolvers
+from gateway import allow, cgroups, place, policy, resolvers, status
 from gateway.engine import Engine
 from gateway.numbers import Options
 from routing import own
@@ -247,6 +247,15 @@ def test_who_adopts_takes_pods_over_with_their_titles_and_homes(world: World, po
     after = {bytes(key.address): int(key.home) for key, _ in world.engine.datapath["own"].items()}
     assert after == before
     held.ring, held.state = again.ring, again.state  # for the fixture to release
+
+
+def test_status_tells_them_by_their_titles(world: World, pods: Pods) -> None:
+    pods()
+    found = status.collect(world.engine.where)
+    (workload,) = (each for each in found["workloads"] if each["name"] == "pods")
+    assert workload["enforced"]
+    assert sorted(workload["titles"].values()) == ["pod test/a", "pod test/b"]
+    assert any("pod test/a, pod test/b" in line for line in status.lines(found))
 
 
 def test_the_home_of_a_process_is_what_it_says_itself(world: World) -> None:
