@@ -284,6 +284,7 @@ class Engine:
             found = self.datapath["workloads"].get(identity)
             if found is not None and int(found.policy) == held.number:
                 self.homes.enter(identity, held.number, home)
+                self.homes.settle(home)
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""
