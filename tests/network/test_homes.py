@@ -183,8 +183,8 @@ def test_each_pod_uses_its_own_addresses_and_no_other_s(world: World, pods: Pods
 def test_where_a_kernel_tells_no_cookies_forged_sources_are_still_each_pod_s_own(
     world: World, pods: Pods
 ) -> None:
-    """Linux before 5.14: an inode names the namespace, which no hook knows. Of raw sockets none says where they
-    live, so that their sources are asked for there too."""
+    """Linux before 5.14: an inode's number stands for the namespace, which no hook knows. Of raw sockets none
+    says where they live, so that their sources are asked for there too."""
     a, b = (Home(0xF0000000 + number, world.home(name).own) for number, name in enumerate(("a", "b")))
     pods(a=a, b=b)
     assert forges(world, "a", ADDRESS["a"])
