@@ -25,7 +25,7 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
-from gateway.numbers import Numbers, Options, Written, describe_policy
+from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
 from gateway.room import Room
 from gateway.states import (
@@ -158,7 +158,7 @@ class Engine:
                     held.titles = {path: titles[str(path)] for path in held.cgroups if str(path) in titles}
                 self._describe(held, policy, options)
                 self._held[number] = held
-                if there:
+                if there and differ(there.tables, written.tables):
                     held.ended = self._end_withdrawn(held)
             except BaseException:
                 if ring >= 0:
@@ -284,6 +284,7 @@ class Engine:
             found = self.datapath["workloads"].get(identity)
             if found is not None and int(found.policy) == held.number:
                 self.homes.enter(identity, held.number, home)
+                self.homes.settle(home)
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""
