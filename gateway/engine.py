@@ -127,11 +127,14 @@ class Engine:
 
     # ---- Policies
 
-    def hold(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Held:
+    def hold(
+        self, name: str, policy: Policy, options: Options, about: dict[str, Any], ring_bytes: int = RING_BYTES
+    ) -> Held:
         """Puts a policy into the kernel under a number, for cgroups to be placed under it.
 
         Where an earlier process did so under this name, its number is adopted, with its cgroups, grants and
-        open flows, and the policy changed in place. `about` is for people: its `kind`, say.
+        open flows, and the policy changed in place. `about` is for people: its `kind`, say. `ring_bytes` is
+        the room for its events, all of it in memory from now on: a power of two, of pages at least.
         """
         made = automata.automaton_of(policy)
         with locked(self.where):
@@ -142,7 +145,7 @@ class Engine:
                 if not before:
                     first = {**about, "name": name, "policy": number, "cgroups": {}, "ended": None}
                     write_state(state, {**NOTHING_SAID, **first})
-                ring = kernel.create_ring(RING_BYTES)
+                ring = kernel.create_ring(ring_bytes)
                 self.datapath["events"][number] = ring
                 there = self.numbers.adopt(number) if before else None
                 written = self.numbers.write(number, policy, made, options, there)

@@ -22,6 +22,7 @@ from typing import Any
 
 from bpf.datapath import Datapath
 from gateway import place
+from gateway.states import read_description
 from routing.namespaces import inside
 from tests.cluster.apiserver import HOST, ApiServer
 from tests.cluster.objects import create, delete
@@ -300,7 +301,7 @@ class Kubelet:
 
     def rules(self, group: str) -> list[str]:
         """What a group allows, as its record tells."""
-        return list(json.loads((self.place.run / f"{group}.json").read_bytes())["rules"])
+        return list(read_description(self.place, group)["rules"])
 
     def groups(self) -> dict[str, str]:
         """Pod to its group, as `skouter status` tells it."""
