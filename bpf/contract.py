@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -31,6 +33,7 @@ KINDS = {
     "storage": ("sk_storage", 24, 1 | 1 << 9),
 }
 BYTES = ("uint8_t", "char")
+SIZES = {1: "B", 2: "H", 4: "I", 8: "Q"}  # struct(3)
 ARRAY, ARRAY_OF_MAPS, RING = 2, 12, 27
 INNER_MAP = 1 << 12  # BPF_F_INNER_MAP (Linux 5.10): inner arrays of one table may differ in length
 
@@ -119,6 +122,34 @@ class Contract:
         if kind.kind == "array":
             return bytes(held) if kind.item.cname in BYTES else tuple(self.plain(each) for each in held)
         return tuple(self.plain(getattr(held, name)) for name, _ in kind.fields if name != "pad")
+
+    def reader(self, type_name: str) -> Callable[[bytes], Any]:
+        """What :meth:`plain` makes of :meth:`unpack`, ten times as fast: for who reads whole tables."""
+        layout, take = self._shape(self.ffi.typeof(type_name))
+        split = struct.Struct("=" + layout)
+        return lambda raw: take(iter(split.unpack(raw)))
+
+    def _shape(self, kind: Any) -> tuple[str, Callable[[Iterator[Any]], Any]]:
+        """The format of a type for struct(3), and how the values that it gives are put together."""
+        if kind.kind == "primitive":
+            return SIZES[self.ffi.sizeof(kind)], next
+        if kind.kind == "array" and kind.item.cname in BYTES:
+            return f"{kind.length}s", next
+        if kind.kind == "array":
+            layout, take = self._shape(kind.item)
+            return layout * kind.length, lambda values: tuple([take(values) for _ in range(kind.length)])
+        layout, end = "", 0
+        takes: list[Callable[[Iterator[Any]], Any]] = []
+        for name, field in kind.fields:
+            layout += f"{field.offset - end}x"
+            end = field.offset + self.ffi.sizeof(field.type)
+            if name == "pad":
+                layout += f"{self.ffi.sizeof(field.type)}x"
+                continue
+            inner, take = self._shape(field.type)
+            layout, takes = layout + inner, [*takes, take]
+        layout += f"{self.ffi.sizeof(kind) - end}x"
+        return layout, lambda values: tuple([take(values) for take in takes])
 
 
 @cache

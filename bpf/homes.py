@@ -15,9 +15,13 @@ from bpf.contract import Contract, contract
 from bpf.convert import Convert
 
 
-def translations(layout: Contract, policies: int) -> tuple[dict[str, Convert], dict[str, Convert]]:
+def translations(
+    layout: Contract, policies: int, convert: Convert
+) -> tuple[dict[str, Convert], dict[str, Convert]]:
     """How keys are made, and values, of the tables whose rows say less in `layout` than they do here.
-    `policies` is the descriptor of that layout's table of policies."""
+
+    `policies` is the descriptor of that layout's table of policies, and `convert` makes the rest of its rows.
+    """
     if "netns" not in dict(layout.ffi.typeof("struct policy").fields):
         return {}, {}
     size = layout.maps["policies"].value_size
@@ -32,6 +36,13 @@ def translations(layout: Contract, policies: int) -> tuple[dict[str, Convert], d
         cookie = contract().constant("COOKIE") if row.netns else 0
         return int(row.netns) or (number if own else 0), own | cookie
 
+    def policy_row(raw: bytes) -> bytes:
+        """Whose sources are asked for is said of workloads: an earlier version that takes over again finds
+        no addresses under the policy's number."""
+        row = contract().unpack("struct policy", convert(raw))
+        row.flags &= ~contract().constant("OWN_SOURCES")
+        return bytes(contract().ffi.buffer(row))
+
     def own_key(raw: bytes) -> bytes:
         key = layout.unpack("struct grant_key", raw)
         return contract().pack("struct own_key", (bytes(key.address), policy(int(key.policy))[0]))
@@ -43,4 +54,4 @@ def translations(layout: Contract, policies: int) -> tuple[dict[str, Convert], d
         number = contract().constant("EXEMPT") if exempt else number
         return contract().pack("struct workload", (number, flags, home))
 
-    return {"own": own_key}, {"workloads": workload}
+    return {"own": own_key}, {"workloads": workload, "policies": policy_row}

@@ -64,7 +64,8 @@ class Migration:
             self.old[name] = kernel.get(folder / name)
             check_layout(self.old[name], wanted, folder / name)
         self.shared = [name for name in layout.maps if name in new.tables]
-        self.keys, self.values = homes.translations(layout, self.old["policies"])
+        policy = self.conversion.of("struct policy", "struct policy")
+        self.keys, self.values = homes.translations(layout, self.old["policies"], policy)
 
     def prepare(self) -> None:
         """Puts the new half into the shadow, and gives it all policies."""

@@ -16,6 +16,7 @@ Source: KEP-555 (server-side apply), KEP-383 (Events), API conventions of Kubern
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 import time
@@ -62,6 +63,7 @@ class Writer:
         self.door, self.node, self.spread, self.later, self.item = door, node, spread, later, item
         self.error = ""
         self._waiting: dict[Key, _Waiting] = {}
+        self._queue: list[tuple[float, Key]] = []  # by when they are due
         self._done: dict[Key, tuple[str, int]] = {}  # uid and generation whose condition was seen once
         self._more = trio.Event()
         self._events = PodEvents()
@@ -72,8 +74,7 @@ class Writer:
         if self._is_done(at, item, wanted):
             self._waiting.pop(at, None)
         elif (before := self._waiting.get(at)) is None or (before.uid, before.wanted) != (item.uid, wanted):
-            self._waiting[at] = _Waiting(item.uid, wanted, self._some_time())
-            self._more.set()
+            self._wait(at, item.uid, wanted)
 
     def tell(self, about: Pod | Node, reason: str, note: str, count: int) -> None:
         self._events.add(about, reason, note, time.time(), count)
@@ -91,13 +92,15 @@ class Writer:
 
     async def _write_conditions(self) -> None:
         while True:
-            next_due = min((each.due for each in self._waiting.values()), default=math.inf)
-            if next_due <= trio.current_time():
-                await self._write(next(at for at, each in self._waiting.items() if each.due == next_due))
+            due, at = self._queue[0] if self._queue else (math.inf, None)
+            if at is None or due > trio.current_time():
+                self._more = trio.Event()
+                with trio.move_on_at(due):
+                    await self._more.wait()
                 continue
-            self._more = trio.Event()
-            with trio.move_on_at(next_due):
-                await self._more.wait()
+            heapq.heappop(self._queue)
+            if at in self._waiting and self._waiting[at].due == due:  # else it was put off, or is done
+                await self._write(at)
 
     async def _write(self, at: Key) -> None:
         waiting, item = self._waiting.pop(at), self.item(*at)
@@ -115,8 +118,10 @@ class Writer:
             )  # another agent, most likely: the watch tells before it is due again
             if not is_behind:
                 self.error = f"the condition of {at[0]} {at[1]} can't be written: {error}"
-            waiting.due = self._some_time(0.0 if is_behind else max(self.later, error.retry_after))
-            self._waiting.setdefault(at, waiting)
+            if at not in self._waiting:
+                self._wait(
+                    at, waiting.uid, waiting.wanted, 0.0 if is_behind else max(self.later, error.retry_after)
+                )
         else:
             self._conditions_written += 1
             self.error = ""
@@ -136,10 +141,13 @@ class Writer:
             self._done[at] = item.uid, item.generation
         return self._done.get(at) == (item.uid, item.generation)
 
-    def _some_time(self, least: float = 0.0) -> float:
+    def _wait(self, at: Key, uid: str, wanted: Condition, least: float = 0.0) -> None:
         """The more there is to write, the longer it may take: no burst when a whole set is new."""
         spread = self.spread + EACH * len(self._waiting) if self.spread else 0.0
-        return trio.current_time() + least + random.uniform(0, spread)
+        due = trio.current_time() + least + random.uniform(0, spread)
+        self._waiting[at] = _Waiting(uid, wanted, due)
+        heapq.heappush(self._queue, (due, at))
+        self._more.set()
 
     # ---- Events -------------------------------------------------------------------------------------------
 

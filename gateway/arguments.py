@@ -29,6 +29,12 @@ examples:
   Holds what the configuration names (systemd units, cgroups, the host itself) to the policies that select it,
   and follows files and units as they change. A set of files with a problem changes nothing: the last good one
   stays. When the agent ends, what it enforced stays enforced; skouter off opens.
+
+  skouter agent --kubernetes                        on the node of a cluster, as its DaemonSet runs it
+
+  Holds this node's pods to the Egress and ClusterEgress objects of the API server; what no object selects is
+  not touched. A new pod reaches nothing until it is known who it is. The files then have what the node itself
+  keeps where a policy selects it (deploy/examples/node-bootstrap.yaml).
 """
 
 WAIT_EPILOG = """

@@ -27,7 +27,7 @@ from bpf.datapath import DECIDING, pinned_programs
 from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.commands import LINGER
-from gateway.engine import Engine, Held
+from gateway.engine import RING_BYTES, Engine, Held
 from gateway.groups import GROUP
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
@@ -38,6 +38,7 @@ from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
 from routing.own import Home
 
+GROUP_RING = 1 << 16  # bytes: there may be hundreds of groups
 NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
 
 
@@ -151,7 +152,8 @@ class Enforcement:
             self.held[name].about |= about
             outcome.told += self.engine.update(self.held[name], wanted.policy, options)
         else:
-            self.held[name] = self.engine.hold(name, wanted.policy, options, about)
+            ring_bytes = GROUP_RING if name.startswith(GROUP) else RING_BYTES
+            self.held[name] = self.engine.hold(name, wanted.policy, options, about, ring_bytes)
             self._inherited.pop(name, None)
             outcome.told += self.held[name].ended
         self._as[name] = wanted.policy, options

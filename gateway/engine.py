@@ -25,7 +25,7 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
-from gateway.numbers import Numbers, Options, Written, describe_policy
+from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
 from gateway.room import Room
 from gateway.states import (
@@ -127,11 +127,14 @@ class Engine:
 
     # ---- Policies
 
-    def hold(self, name: str, policy: Policy, options: Options, about: dict[str, Any]) -> Held:
+    def hold(
+        self, name: str, policy: Policy, options: Options, about: dict[str, Any], ring_bytes: int = RING_BYTES
+    ) -> Held:
         """Puts a policy into the kernel under a number, for cgroups to be placed under it.
 
         Where an earlier process did so under this name, its number is adopted, with its cgroups, grants and
-        open flows, and the policy changed in place. `about` is for people: its `kind`, say.
+        open flows, and the policy changed in place. `about` is for people: its `kind`, say. `ring_bytes` is
+        the room for its events, all of it in memory from now on: a power of two, of pages at least.
         """
         made = automata.automaton_of(policy)
         with locked(self.where):
@@ -142,7 +145,7 @@ class Engine:
                 if not before:
                     first = {**about, "name": name, "policy": number, "cgroups": {}, "ended": None}
                     write_state(state, {**NOTHING_SAID, **first})
-                ring = kernel.create_ring(RING_BYTES)
+                ring = kernel.create_ring(ring_bytes)
                 self.datapath["events"][number] = ring
                 there = self.numbers.adopt(number) if before else None
                 written = self.numbers.write(number, policy, made, options, there)
@@ -158,7 +161,7 @@ class Engine:
                     held.titles = {path: titles[str(path)] for path in held.cgroups if str(path) in titles}
                 self._describe(held, policy, options)
                 self._held[number] = held
-                if there:
+                if there and differ(there.tables, written.tables):
                     held.ended = self._end_withdrawn(held)
             except BaseException:
                 if ring >= 0:
@@ -284,6 +287,7 @@ class Engine:
             found = self.datapath["workloads"].get(identity)
             if found is not None and int(found.policy) == held.number:
                 self.homes.enter(identity, held.number, home)
+                self.homes.settle(home)
 
     def unplace(self, held: Held, path: Path) -> None:
         """Lets a cgroup go, which may be gone itself."""

@@ -29,17 +29,21 @@ class Homes:
     def enter(self, workload: int, number: int, home: Home) -> None:
         """A workload is held to a policy's number, and lives in `home`: its row is written once, whole."""
         rows, table = self.datapath["workloads"], self.datapath["own"]
-        seen, own = self._of(home.id), {pack_address(address) for address in home.own}
-        for address in own:
-            table[address, home.id] = 1
+        for address in home.own if home.id else ():
+            table[pack_address(address), home.id] = 1
+            self._of(home.id).add(pack_address(address))
         before = rows.get(workload)
         rows[workload] = (number, _flags(home), home.id)
-        for address in seen - own:
-            table.discard((address, home.id))
-        self._of(home.id).clear()
-        self._of(home.id).update(own)
         if before is not None and int(before.home) != home.id:
             self.leave({int(before.home)})
+
+    def settle(self, home: Home) -> None:
+        """Forgets what is no address of it any more. Only for who has just looked and hears of changes: else
+        what another process knows better would be forgotten."""
+        own = {pack_address(address) for address in home.own}
+        for address in self._of(home.id) - own:
+            self.datapath["own"].discard((address, home.id))
+        self._of(home.id).intersection_update(own)
 
     def mark(self, workload: int, number: int) -> int | None:
         """A row that is no policy's: closed or exempt. The number of the policy that it had."""
@@ -76,5 +80,5 @@ def policy_of(row: Any) -> int | None:
 
 
 def _flags(home: Home) -> int:
-    own = contract().constant("OWN_SOURCES") if home.own else 0
+    own = contract().constant("OWN_SOURCES") if home.own and home.id else 0
     return own | (contract().constant("COOKIE") if home.is_cookie else 0)

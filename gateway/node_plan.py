@@ -18,6 +18,8 @@ from gateway.plan import EXEMPT, Plan, Wanted
 from gateway.pods import Placement, Terms, digest
 from gateway.settings import ClusterSettings
 
+NAMED = 5  # pods that a sentence names
+
 
 def extend(
     plan: Plan,
@@ -69,4 +71,9 @@ def _wanted(terms: Terms, key: str, cgroups: Collection[str], placements: Mappin
 
 
 def _loose(placements: Mapping[str, Placement]) -> list[str]:
-    return sorted(f"{one.title} is Uncontained: {one.loose}" for one in placements.values() if one.loose)
+    """One sentence: with a runtime that gives NET_RAW to everybody it would be a line for each pod."""
+    names = sorted(one.title for one in placements.values() if one.loose)
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"Uncontained: {', '.join(names[:NAMED])}{more}; skouter status says why"]

@@ -149,9 +149,8 @@ class NodePods:
             for path, one in self.placements.items()
             if one.terms is not None and not one.host_network
         }
-        fresh = need.keys() - self.homes.kept()
-        self.homes.keep(need)
-        for path in sorted(fresh | (set(stirred) & need.keys())):
+        new = self.homes.keep(need)
+        for path in sorted(new | (set(stirred) & need.keys())):
             self.homes.look(path, now)
 
     def _name(self, ids: Mapping[str, int], cluster: Cluster) -> None:

@@ -267,13 +267,12 @@ class Numbers:
         found: dict[int, TableRows] = {}
         for name in OWNED:
             table, number_of = self.datapath[name], _number_in(self.datapath[name].layout.key)
+            key, value = contract().reader(table.layout.key), contract().reader(table.value)
             for raw in table.raw_keys():
-                value = kernel.lookup(table.fd, raw, table.layout.value_size)
-                if value is None or number_of(raw) not in numbers:
-                    continue
-                rows = found.setdefault(number_of(raw), {name: {} for name in OWNED})
-                key = contract().plain(contract().unpack(table.layout.key, raw))
-                rows[name][key] = contract().plain(contract().unpack(table.value, value))
+                number = number_of(raw)
+                if number in numbers and (row := kernel.lookup(table.fd, raw, table.layout.value_size)):
+                    there = found.setdefault(number, {name: {} for name in OWNED})
+                    there[name][key(raw)] = value(row)
         return found
 
     # ---- Automata
@@ -330,6 +329,12 @@ def _option_rows(number: int, options: Options) -> dict[Row, object]:
             bytes(lengths).ljust(contract().constant("SUFFIXES"), b"\0"),
         )
     return rows
+
+
+def differ(one: Tables, other: Tables) -> bool:
+    """Whether flows may be admitted under one of them that are not under the other."""
+    fields = ("names", "prefixes", "rules", "services", "patterns")
+    return any(getattr(one, field) != getattr(other, field) for field in fields)
 
 
 def describe_policy(policy: Policy, options: Options, problems: Sequence[str]) -> dict[str, Any]:

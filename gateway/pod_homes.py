@@ -46,13 +46,15 @@ class PodHomes:
         """What an earlier agent knew: a cgroup's id to its home's."""
         self._left = homes
 
-    def keep(self, ids: Mapping[str, int]) -> None:
-        """Forgets all but these pods: path to the cgroup's id."""
+    def keep(self, ids: Mapping[str, int]) -> set[str]:
+        """Forgets all but these pods: path to the cgroup's id. Those that are new are to be looked at."""
         for path in [path for path, identity in self._ids.items() if ids.get(path) != identity]:
             del self._ids[path]
             self.known.pop(path, None)
             self.waiting.pop(path, None)
+        new = ids.keys() - self._ids.keys()
         self._ids |= ids
+        return new
 
     def kept(self) -> set[str]:
         return set(self._ids)

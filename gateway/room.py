@@ -46,15 +46,20 @@ class Room:
         self.datapath.set(**quotas, addresses=share(constant("ADDRESSES"), addresses, numbers))
         for ring, table in RINGS.items():
             for workload in workloads if quotas[table] < getattr(before, table) else ():
-                self._forget_places(workload, ring, table, range(quotas[table], getattr(before, table)))
+                most = min(self._turned(workload, table), int(getattr(before, table)))
+                self._forget_places(workload, ring, table, range(quotas[table], most))
 
     def forget(self, workload: int) -> None:
         """What a workload has in its rings, and in the tables behind them."""
-        tally = self.datapath["tallies"].get(workload)
-        for ring, table in RINGS.items() if tally else ():
-            most = contract().constant(table.upper())
-            self._forget_places(workload, ring, table, range(min(int(getattr(tally, table)), most)))
+        for ring, table in RINGS.items():
+            most = min(self._turned(workload, table), contract().constant(table.upper()))
+            self._forget_places(workload, ring, table, range(most))
         self.datapath["tallies"].discard(workload)
+
+    def _turned(self, workload: int, table: str) -> int:
+        """How many places of a ring were looked at since it began: none beyond is taken."""
+        tally = self.datapath["tallies"].get(workload)
+        return int(getattr(tally, table)) if tally is not None else 0
 
     def _forget_places(self, workload: int, ring: str, table: str, places: range) -> None:
         for number in places:

@@ -16,6 +16,7 @@ from gateway.place import Place
 from gateway.report import printable
 from gateway.states import EngineError, is_owned, read_description, read_state
 
+Granted = dict[int, list[tuple[bytes, int, int]]]  # policy's number to address, peer, seconds left
 PIDS = 20  # of one workload that people are shown: the host's own are many
 
 
@@ -42,8 +43,9 @@ def collect(where: Place) -> dict[str, Any]:
             if cgroup.is_dir() and (names := loaded.attached(cgroup)):
                 found["attached"][str(cgroup)] = names
         filters = {name for names in found["attached"].values() for name in names}
+        granted = _grants(loaded)
         found["workloads"] = [
-            _workload(loaded, filters, path, {**read_description(where, path.stem), **state})
+            _workload(loaded, filters, path, {**read_description(where, path.stem), **state}, granted)
             for path in sorted(where.run.glob("*.json"))
             if (state := read_state(path)) and state["ended"] is None
         ]
@@ -52,37 +54,43 @@ def collect(where: Place) -> dict[str, Any]:
     return found
 
 
-def _workload(loaded: Datapath, filters: set[str], path: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _workload(
+    loaded: Datapath, filters: set[str], path: Path, state: dict[str, Any], granted: Granted
+) -> dict[str, Any]:
     known = [loaded["workloads"].get(int(identity)) for identity in state["cgroups"].values()]
     return {
         **{key: state[key] for key in ("name", "kind", "command", "mode", "policy", "rules", "resolvers")},
         "objects": state.get("objects", []),
         "problems": state["problems"],
         "cgroups": list(state["cgroups"]),
+        "titles": state.get("titles", {}),
         "enforced": "egress" in filters
         and all(row is not None and int(row.policy) == int(state["policy"]) for row in known),
         "watched": is_owned(path),
         "processes": sorted(set[int]().union(*(cgroups.processes_below(Path(c)) for c in state["cgroups"]))),
-        "grants": _grants(loaded, int(state["policy"]), state["peers"]),
+        "grants": sorted(
+            (
+                {
+                    "name": state["peers"].get(str(peer), f"peer {peer:x}"),
+                    "address": str(address(held)),
+                    "seconds_left": left,
+                }
+                for held, peer, left in granted.get(int(state["policy"]), ())
+            ),
+            key=lambda grant: (grant["name"], grant["address"]),
+        ),
     }
 
 
-def _grants(loaded: Datapath, number: int, peers: dict[str, str]) -> list[dict[str, Any]]:
-    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    found = []
+def _grants(loaded: Datapath) -> Granted:
+    """All that are not over, in one walk: the table is large."""
+    now, found = time.clock_gettime_ns(time.CLOCK_BOOTTIME), Granted()
     for key, value in loaded["grants"].items():
-        if int(key.policy) != number:
-            continue
         for slot in value.slots:
             if slot.peer and slot.expires > now:
-                found.append(
-                    {
-                        "name": peers.get(str(int(slot.peer)), f"peer {int(slot.peer):x}"),
-                        "address": str(address(bytes(key.address))),
-                        "seconds_left": (int(slot.expires) - now) // 10**9,
-                    }
-                )
-    return sorted(found, key=lambda grant: (grant["name"], grant["address"]))
+                left = (int(slot.expires) - now) // 10**9
+                found.setdefault(int(key.policy), []).append((bytes(key.address), int(slot.peer), left))
+    return found
 
 
 def only(found: dict[str, Any], pod: str) -> dict[str, Any]:
@@ -112,7 +120,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         out.append(f"{workload['kind']} {workload['name']}: {workload['mode']}, {held}{watched}")
         pids = ", ".join(map(str, workload["processes"][:PIDS])) or "none"
         pids += ", ..." if len(workload["processes"]) > PIDS else ""
-        what = printable(" ".join(workload["command"])) or ", ".join(workload["cgroups"]) or "no cgroup yet"
+        named = [workload["titles"].get(cgroup, cgroup) for cgroup in workload["cgroups"]]
+        what = printable(" ".join(workload["command"])) or printable(", ".join(named)) or "no cgroup yet"
         out.append(f"  {what} (pids {pids})")
         out += [f"  selected by {name}" for name in workload["objects"]]
         out += [f"  problem: {problem}" for problem in workload["problems"]]

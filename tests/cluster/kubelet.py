@@ -22,6 +22,7 @@ from typing import Any
 
 from bpf.datapath import Datapath
 from gateway import place
+from gateway.states import read_description
 from routing.namespaces import inside
 from tests.cluster.apiserver import HOST, ApiServer
 from tests.cluster.objects import create, delete
@@ -246,7 +247,7 @@ class Kubelet:
 
     @contextmanager
     def agent(
-        self, *words: object, ready: bool = True, within: tuple[object, ...] = ()
+        self, *words: object, ready: bool = True, seconds: float = 60, within: tuple[object, ...] = ()
     ) -> Iterator[subprocess.Popen[str]]:
         """It is ready when the block begins, and stopped as kubelet does it when the block ends.
 
@@ -266,19 +267,19 @@ class Kubelet:
             )
         try:
             if ready:
-                self.wait_until_ready(process)
+                self.wait_until_ready(process, seconds)
             yield process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(20)
 
-    def wait_until_ready(self, process: subprocess.Popen[str]) -> None:
+    def wait_until_ready(self, process: subprocess.Popen[str], seconds: float) -> None:
         def ready() -> bool:
             assert process.poll() is None, self.said()
             return self._ready.wait(0.01)
 
-        wait_for(ready, f"READY=1, after {self.said()}", 60)
+        wait_for(ready, f"READY=1, after {self.said()}", seconds)
         self._ready.clear()
 
     def _listen(self) -> None:
@@ -301,6 +302,10 @@ class Kubelet:
             return {int(key): int(row.policy) for key, row in loaded["workloads"].items()}
         finally:
             loaded.close()
+
+    def rules(self, group: str) -> list[str]:
+        """What a group allows, as its record tells."""
+        return list(read_description(self.place, group)["rules"])
 
     def groups(self) -> dict[str, str]:
         """Pod to its group, as `skouter status` tells it."""

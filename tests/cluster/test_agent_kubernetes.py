@@ -69,7 +69,7 @@ def until(call: Callable[[], Any], wanted: Any, seconds: float = 10) -> float:
     """Seconds that it took."""
     began = time.monotonic()
     while (found := call()) != wanted:
-        assert time.monotonic() < began + seconds, f"still {found}, not {wanted}"
+        assert time.monotonic() < began + seconds * PATIENCE, f"still {found}, not {wanted}"
         time.sleep(0.002)
     return time.monotonic() - began
 
@@ -189,6 +189,31 @@ def test_attack_a_pod_races_its_classification(node: Kubelet, space: str, unclas
     assert (first > bound, refused) == ((True, errno.EPERM) if unclassified == "closed" else (False, None))
 
 
+# ---- What is told -----------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_an_event_of_the_pod_and_an_object_says_that_it_is_in_force(
+    node: Kubelet, space: str
+) -> None:
+    allow(node.api, space, "web", ALLOWED, app="web")
+    data = node.create("one", {"app": "web"}, space)
+    pod = node.run(data)
+
+    def notes() -> list[str]:
+        found = node.api.request("GET", f"/apis/events.k8s.io/v1/namespaces/{space}/events")[1]["items"]
+        return [e["note"] for e in found if e["regarding"]["uid"] == data["metadata"]["uid"]]
+
+    def accepted() -> list[tuple[str, str]]:
+        item = node.api.request("GET", f"{OURS}/namespaces/{space}/egresses/web")[1]
+        return [(c["type"], c["status"]) for c in item.get("status", {}).get("conditions", ())]
+
+    with node.agent():
+        until(lambda: pod.do(PAGE.format(REFUSED)), "EPERM")
+        told = f"refused {REFUSED} ({ZONE[REFUSED][0]}) TCP 80 by python: no rule allows this address"
+        until(lambda: told in notes(), True, 30)
+        until(accepted, [("Accepted", "True")], 60)
+
+
 # ---- Changes ----------------------------------------------------------------------------------------------
 
 
@@ -258,15 +283,17 @@ def test_what_runs_on_after_its_object_was_deleted_stays_under_its_last_policy(
 def test_a_host_network_pod_has_a_policy_of_its_own(node: Kubelet, space: str) -> None:
     allow(node.api, space, "web", ALLOWED, app="web")
     pod = node.run(node.create("one", {"app": "web"}, space, hostNetwork=True))
-    loose = [{"name": "main", "image": "none"}]
-    node.run(node.create("two", {"app": "web"}, space, hostNetwork=True, containers=loose))
+    raw = [{"name": "main", "image": "none"}]
+    node.run(node.create("two", {"app": "web"}, space, hostNetwork=True, containers=raw))
     with node.agent():
         until(lambda: node.groups().get(f"pod {space}/one", "")[:5], "pods-")
         assert pod.do(PAGE.format(ZONE[REFUSED][0])) == "EPERM"
         beside = node.lab.node.run(*python(PAGE.format(ZONE[REFUSED][0])))
         assert json.loads(beside.stdout) == "connected"
-        assert f"pod {space}/two is Uncontained: it has NET_RAW on the host's network" in node.said()
-        assert f"pod {space}/one is Uncontained" not in node.said()
+        loose = {row["pod"]: row["uncontained"] for row in node.status()["agent"]["pods"]}
+        assert loose[f"pod {space}/one"] == ""
+        assert "it has NET_RAW on the host's network" in loose[f"pod {space}/two"]
+        assert f"Uncontained: pod {space}/two; skouter status says why" in node.said()
 
 
 def test_a_static_pod_is_open_until_the_api_tells_of_it(node: Kubelet, space: str) -> None:
@@ -350,7 +377,7 @@ def test_without_the_api_server_everything_stays_and_a_static_pod_comes_back(
                 assert pod.do(PAGE.format(ALLOWED)) == "connected"
             api.kill()
             with node.agent(ready=False):
-                until(lambda: "stays as it is" in node.said(), True, 30)
+                until(lambda: node.said().count("stays as it is"), 2, 30)
                 assert pod.do(PAGE.format(ALLOWED)) == "connected"
                 assert pod.do(PAGE.format(REFUSED)) == "EPERM"
                 static = node.run(secrets.token_hex(16))

@@ -75,6 +75,7 @@ def test_all_that_a_node_asks_for_is_listed_and_then_followed(server: ApiServer,
             assert named(source, "here").labels == (("app", "web"),)
             assert named(source, "elsewhere") is None
             assert source.cluster.node.name == NODE
+            assert source.server == ("127.0.0.1", int(server.url.rpartition(":")[2]))
             assert {*source.cluster.ranges} == {ip_network("10.1.0.0/24"), ip_network("10.96.0.0/16")}
             await until(lambda: source.health.connected, "the watches")
             before = source.cluster
@@ -587,6 +588,22 @@ def test_an_object_that_nobody_can_read_keeps_what_it_closed(server: ApiServer, 
             await off(lambda: patch(server, path, {"spec": right}))
             await until(lambda: domains(source, space) == {"web": ["example.org"]}, "the new rules")
             assert source.cluster.problems == ()
+
+    trio.run(main)
+
+
+def test_an_api_that_older_servers_lack_may_be_missing(gate: Gate, through: Path) -> None:
+    gate.answer = lambda _method, path, _query: (
+        (404, {}, {"message": "Not Found"}) if path.endswith("/servicecidrs") else None
+    )
+
+    async def main() -> None:
+        async with following(NODE, through, ASKED) as source:
+            assert source.cluster.ranges == (ip_network("10.1.0.0/24"),)
+            await until(lambda: source.health.connected, "health, for all that")
+            gate.answer = lambda *_: None
+            both = (ip_network("10.1.0.0/24"), ip_network("10.96.0.0/16"))
+            await until(lambda: source.cluster.ranges == both, "after an upgrade")
 
     trio.run(main)
 

@@ -160,3 +160,15 @@ def test_a_text_that_does_not_compile_says_file_and_line(
     with pytest.raises(DatapathError, match=r"packet\.h:\d+:\d+: error"):
         load.compile_object(tmp_path / "object.json", ("-Dis_ipv4=1+",))
     assert not (tmp_path / "object.json").exists()
+
+
+KINDS = {kind for m in contract().maps.values() for kind in (m.key, m.value)} - {
+    "struct slate",
+    "struct socket",
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_both_ways_to_read_a_row_agree(kind: str) -> None:
+    raw = bytes(i * 7 % 251 for i in range(contract().ffi.sizeof(kind)))
+    assert contract().reader(kind)(raw) == contract().plain(contract().unpack(kind, raw))

@@ -408,6 +408,7 @@ def test_what_a_layout_kept_with_policies_goes_to_their_workloads(place: Place) 
             **{91: (1, own | cookie, 4242), 92: (2, own, 2), 93: (3, 0, 0)},
             **{94: (EXEMPT, 0, 0), 95: (0, 0, 0)},
         }
+        assert [int(loaded["policies"][number].flags) for number in (1, 2, 3)] == [0, host, 0]
         addresses = {contract().plain(key) for key, _ in loaded["own"].items()}
         assert {(packed("10.0.0.1"), 4242), (packed("10.0.0.2"), 2)} <= addresses
     finally:

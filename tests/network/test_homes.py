@@ -21,12 +21,13 @@ import pytest
 from dnslib import QTYPE, RR, A, DNSRecord
 
 from bpf.events import address
-from gateway import allow, cgroups, place, policy, resolvers
+from gateway import allow, cgroups, place, policy, resolvers, status
 from gateway.engine import Engine
 from gateway.numbers import Options
 from routing import own
 from routing.own import UNKNOWN, Home
 from tests.kernel.bench import Namespace, inside
+from tests.network.workload import send_raw, udp_packet
 from tests.topology import PREFIX, remove_instance, sweep
 
 RESOLVER, SITE, ELSEWHERE = "192.0.2.53", "198.51.100.10", "198.51.100.30"
@@ -179,6 +180,31 @@ def test_each_pod_uses_its_own_addresses_and_no_other_s(world: World, pods: Pods
         world.networks["a"].ip(f"addr del {ADDRESS['b']}/32 dev lo")
 
 
+def test_where_a_kernel_tells_no_cookies_forged_sources_are_still_each_pod_s_own(
+    world: World, pods: Pods
+) -> None:
+    """Linux before 5.14: an inode's number stands for the namespace, which no hook knows. Of raw sockets none
+    says where they live, so that their sources are asked for there too."""
+    a, b = (Home(0xF0000000 + number, world.home(name).own) for number, name in enumerate(("a", "b")))
+    pods(a=a, b=b)
+    assert forges(world, "a", ADDRESS["a"])
+    assert not forges(world, "a", ADDRESS["b"])
+    assert forges(world, "b", ADDRESS["b"])
+    world.asks("a", SITE)
+    assert world.reaches("b", SITE)
+
+
+def forges(world: World, pod: str, source: str) -> bool:
+    """Whether a datagram with this source leaves a pod by a raw socket."""
+    with world.networks[pod].entered(), inside(world.cgroups[pod]):
+        try:
+            send_raw(ALLOWED, udp_packet(source, 4000, ALLOWED, 7, b"x"))
+        except PermissionError:
+            return False
+    assert world.servers["outside"][ALLOWED].recvfrom(9)[0] == b"x"
+    return True
+
+
 def test_an_address_that_comes_is_used_when_it_is_told_and_not_when_it_has_gone(
     world: World, pods: Pods
 ) -> None:
@@ -247,6 +273,15 @@ def test_who_adopts_takes_pods_over_with_their_titles_and_homes(world: World, po
     after = {bytes(key.address): int(key.home) for key, _ in world.engine.datapath["own"].items()}
     assert after == before
     held.ring, held.state = again.ring, again.state  # for the fixture to release
+
+
+def test_status_tells_them_by_their_titles(world: World, pods: Pods) -> None:
+    pods()
+    found = status.collect(world.engine.where)
+    (workload,) = (each for each in found["workloads"] if each["name"] == "pods")
+    assert workload["enforced"]
+    assert sorted(workload["titles"].values()) == ["pod test/a", "pod test/b"]
+    assert any("pod test/a, pod test/b" in line for line in status.lines(found))
 
 
 def test_the_home_of_a_process_is_what_it_says_itself(world: World) -> None:
