@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway import crds
 from tests.cluster.apiserver import ApiServer
 from tests.tools import build
 
 CRDS = Path(__file__).parent.parent.parent / "deploy" / "crds"
+DEFINITIONS = ",".join(str(CRDS / f"{names.plural}.yaml") for names in crds.NAMES.values())
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +31,8 @@ def api(programs: Path) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def crds_applied(api: ApiServer) -> ApiServer:
     """The same server, with the definitions of this checkout."""
-    api.kubectl("apply", "--server-side", "-f", CRDS)
-    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS)
+    api.kubectl("apply", "--server-side", "-f", DEFINITIONS)
+    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", DEFINITIONS)
     return api
 
 
