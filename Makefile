@@ -11,7 +11,7 @@ PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
 PREFIX = /opt/skouter
-TOOLS = envtest helm# sets of tests/tools that make test needs; node and coredns are the others
+TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and coredns are the others
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 

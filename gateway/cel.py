@@ -21,17 +21,20 @@ from typing import Any
 KEY = "x-kubernetes-validations"
 
 
-def refuse(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
-    """Rules for a node of a schema: (what must hold, the mend or an expression of it, at which field of it).
+class Computed(str):
+    """A mend that is itself an expression of CEL, evaluated where its rule does not hold."""
 
-    A mend that begins with a quote is an expression.
-    """
+    __slots__ = ()
+
+
+def refuse(*rules: tuple[str, str] | tuple[str, str, str]) -> dict[str, Any]:
+    """Rules for a node of a schema: what must hold, the mend where it does not, and at which field below."""
     return {KEY: [_rule(*rule) for rule in rules]}
 
 
 def _rule(holds: str, mend: str, field: str = "") -> dict[str, str]:
-    message = "messageExpression" if mend.startswith("'") else "message"
-    return {"rule": holds, message: mend} | ({"fieldPath": field} if field else {})
+    message = "messageExpression" if isinstance(mend, Computed) else "message"
+    return {"rule": holds, message: str(mend)} | ({"fieldPath": field} if field else {})
 
 
 _LABEL = "[A-Za-z0-9_-]{1,63}"
@@ -44,12 +47,9 @@ NAME = {
         ("!self.contains(':')", "write the name alone; ports stand under ports, IPv6 addresses under ips"),
         ("!isIP(self)", "write addresses under ips"),
         (
-            "self.lastIndexOf('*') < 1 || self.startsWith('**.')",
-            "a * stands only in front: write *.example.com for all names below example.com",
-        ),
-        (
-            "!self.startsWith('*') || self == '*' || self.startsWith('*.') || self.startsWith('**.')",
-            "write *.example.com: a dot follows the *",
+            "(self.lastIndexOf('*') < 1 || self.startsWith('**.')) && "
+            "(!self.startsWith('*') || self == '*' || self.startsWith('*.') || self.startsWith('**.'))",
+            "a * stands only in front, before a dot: write *.example.com for all names below example.com",
         ),
         (
             "size(self) - (self.startsWith('**.') ? 1 : 0) - (self.endsWith('.') ? 1 : 0) <= 253",
@@ -69,49 +69,55 @@ REGEX = refuse(
     ),
 )
 ADDRESS = refuse(
-    ("!self.contains('/')", "'write ' + self + ' under cidrs'"),
     (
-        "self.contains('/') || isIP(self)",
-        "write an address such as 192.0.2.1, without zone, and IPv4 not as IPv6; names are domains",
-    ),
+        "isIP(self)",
+        Computed(
+            "self.contains('/') ? 'write ' + self + ' under cidrs' : 'write an address such as 192.0.2.1, "
+            "without zone, and IPv4 not as IPv6; names are domains'"
+        ),
+    )
 )
-_NETWORK = (
-    (
-        "isIP(self) || isCIDR(self)",
-        "write a network such as 10.0.0.0/8 or 2001:db8::/32, and IPv4 not as IPv6",
-    ),
-    (
-        "!isCIDR(self) || cidr(self) == cidr(self).masked()",
-        "it has host bits: write the network alone, as 10.0.0.0/8 for 10.1.2.3/8",
-    ),
+_PLAIN_CIDR = "isCIDR(self) && cidr(self) in [cidr(self).masked()]"  # 1.31 knows no price of == for networks
+_MEND_CIDR = (
+    "isCIDR(self) ? 'it has host bits: write the network alone, as 10.0.0.0/8 for 10.1.2.3/8' : "
+    "'write a network such as 10.0.0.0/8 or 2001:db8::/32, and IPv4 not as IPv6'"
 )
-NETWORK = refuse(*_NETWORK, ("!isIP(self)", "'write ' + self + (ip(self).family() == 4 ? '/32' : '/128')"))
-ADDRESS_OR_NETWORK = refuse(*_NETWORK)
+NETWORK = refuse(
+    (
+        _PLAIN_CIDR,
+        Computed(f"isIP(self) ? 'write ' + self + (ip(self).family() == 4 ? '/32' : '/128') : {_MEND_CIDR}"),
+    )
+)
+ADDRESS_OR_NETWORK = refuse((f"isIP(self) || {_PLAIN_CIDR}", Computed(_MEND_CIDR)))
 IP_BLOCK = refuse(
     (
         "!has(self.except) || !isCIDR(self.cidr) || self.except.all(part, !isCIDR(part) || "
         "cidr(self.cidr).containsCIDR(part))",
-        "'write networks inside ' + self.cidr",
+        Computed("'write networks inside ' + self.cidr"),
         ".except",
     ),
     (
         "!has(self.except) || !isCIDR(self.cidr) || self.except.all(part, !isCIDR(part) || "
         "cidr(self.cidr).prefixLength() != cidr(part).prefixLength())",
-        "'nothing is left of it: write networks smaller than ' + self.cidr",
+        Computed("'nothing is left of it: write networks smaller than ' + self.cidr"),
         ".except",
     ),
 )
 PORTS = refuse(
-    ("has(self.port) || !has(self.endPort)", "add port, at which the range begins", ".endPort"),
     (
-        "!has(self.port) || !has(self.endPort) || self.endPort >= self.port",
-        "the range ends before it begins: write port or more",
+        "!has(self.endPort) || (has(self.port) && self.endPort >= self.port)",
+        Computed(
+            "has(self.port) ? 'the range ends before it begins: write port or more' : "
+            "'add port, at which the range begins'"
+        ),
         ".endPort",
     ),
-    ("!has(self.port) || self.protocol != 'ICMP'", "leave the port out: ICMP has no ports", ".port"),
     (
-        "!has(self.port) || self.protocol != 'ANY'",
-        "write one entry each for TCP and UDP: ANY has no ports",
+        "!has(self.port) || !(self.protocol in ['ICMP', 'ANY'])",
+        Computed(
+            "self.protocol == 'ICMP' ? 'leave the port out: ICMP has no ports' : "
+            "'write one entry each for TCP and UDP: ANY has no ports'"
+        ),
         ".port",
     ),
 )
@@ -140,15 +146,13 @@ LABELS = refuse(
 )
 EXPRESSION = refuse(
     (
-        "!(self.operator in ['In', 'NotIn']) || has(self.values)",
-        "'add the values of ' + self.operator",
+        "(self.operator in ['In', 'NotIn']) == has(self.values)",
+        Computed(
+            "has(self.values) ? 'leave it out: ' + self.operator + ' has no values' : "
+            "'add the values of ' + self.operator"
+        ),
         ".values",
-    ),
-    (
-        "self.operator in ['In', 'NotIn'] || !has(self.values)",
-        "'leave it out: ' + self.operator + ' has no values'",
-        ".values",
-    ),
+    )
 )
 CLUSTER_SPEC = refuse(
     (

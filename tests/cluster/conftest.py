@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import crds
 from gateway.schema import KINDS
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Gate
@@ -14,6 +15,7 @@ from tests.cluster.objects import NODE, OURS, create, define, delete
 from tests.tools import build
 
 CRDS = Path(__file__).parent.parent.parent / "deploy" / "crds"
+DEFINITIONS = ",".join(str(CRDS / f"{names.plural}.yaml") for names in crds.NAMES.values())
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +34,8 @@ def api(programs: Path) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def crds_applied(api: ApiServer) -> ApiServer:
     """The same server, with the definitions of this checkout."""
-    api.kubectl("apply", "--server-side", "-f", CRDS)
-    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS)
+    api.kubectl("apply", "--server-side", "-f", DEFINITIONS)
+    api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", DEFINITIONS)
     return api
 
 

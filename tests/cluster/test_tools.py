@@ -106,5 +106,7 @@ def test_every_program_is_a_tool_of_its_module(name: str) -> None:
     """So that go.mod and go.sum pin all that it is built of."""
     wanted = build.SETS[name]
     pinned = (Path(build.__file__).parent / wanted.module / "go.mod").read_text()
-    for package in wanted.programs.values():
+    ours = re.search(r"^module (.*)$", pinned, re.MULTILINE)
+    assert ours is not None
+    for package in set(wanted.programs.values()) - {ours[1]}:
         assert re.search(rf"^(tool )?\s*{re.escape(package)}$", pinned, re.MULTILINE), package

@@ -2,8 +2,8 @@
 
 Rules this file obeys:
 
-- go.mod and go.sum of a folder beside this file say exactly what is built. The cache's folder is named by
-  their hash, so that another version is another folder. What lies there is whole: built elsewhere, renamed.
+- A folder beside this file, with its go.mod and go.sum, says exactly what is built. The cache's folder is
+  named by their hash: another version is another folder. What lies there is whole: built elsewhere, renamed.
 - Who has the programs keeps them: KUBEBUILDER_ASSETS and setup-envtest, as controller-runtime's tests find
   them, come first, where they hold the whole set.
 - Two runs beside each other build once: one waits for the other.
@@ -55,6 +55,7 @@ SETS = {
     "node": Set("kubernetes", _ENVTEST | {name: f"k8s.io/kubernetes/cmd/{name}" for name in _NODE}),
     "helm": Set("helm", {"helm": "helm.sh/helm/v3/cmd/helm"}),
     "coredns": Set("coredns", {"coredns": "github.com/coredns/coredns"}),
+    "oldest": Set("oldest", {"judge-definitions": "skouter/tests/tools/oldest"}),
 }
 
 
@@ -93,7 +94,7 @@ def _installed() -> Iterator[Path]:
 
 
 def _hash(module: Path) -> str:
-    pinned = b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    pinned = b"".join(path.read_bytes() for path in sorted(module.iterdir()) if path.is_file())
     return hashlib.sha256(pinned).hexdigest()[:16]
 
 
