@@ -7,6 +7,8 @@ TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables 
 MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \
   $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 
+NODE = $(MATRIX) containerd runc containernetworking-plugins iptables buildah debootstrap
+
 PYTHON = /usr/bin/python3# bcc is Debian's, for Debian's Python
 VENV = .venv
 BIN = $(VENV)/bin
@@ -15,7 +17,7 @@ TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and 
 UNIT = /usr/local/lib/systemd/system/skouter.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format crds tools envtest manifests image bench matrix install uninstall packages-% clean
+.PHONY: demo test lint format crds tools envtest test-node manifests image bench matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -42,6 +44,12 @@ tools: $(VENV)/ready-dev
 
 envtest: packages-tests tools
 	$(BIN)/python -m pytest tests/cluster
+
+# A node with kubelet and containerd is booted in QEMU, without KVM, and the chart installed there: the first time
+# with images and programs that take minutes to build.
+test-node: packages-node $(VENV)/ready-dev
+	$(BIN)/python -m tests.cluster.node.prepare
+	SKOUTER_TEST_NODE=1 unshare --net $(BIN)/python -m pytest -x -s tests/cluster/node
 
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench
@@ -95,8 +103,9 @@ packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
 packages-matrix: NEEDED = $(PACKAGES) $(MATRIX)
+packages-node: NEEDED = $(PACKAGES) $(NODE)
 packages-image: NEEDED = buildah debootstrap
-packages-run packages-lab packages-tests packages-matrix packages-image:
+packages-run packages-lab packages-tests packages-matrix packages-node packages-image:
 	@missing=; for p in $(NEEDED); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit; echo "installing$$missing"; \

@@ -7,7 +7,8 @@ Rules this file obeys:
   as the process starts them all.
 - A port is tried until it is ours, and kept over restarts, so that clients come back to the same URL.
 - No controllers run: nobody makes endpoints, deletes what a deleted namespace held, or gives a namespace its
-  ServiceAccount, so the admission of that name is off, as in controller-runtime's envtest.
+  ServiceAccount, so the admission of that name is off, as in controller-runtime's envtest. With an address that
+  nodes can reach it is a whole one, for which somebody starts a controller-manager.
 
 Source: kube-apiserver(1), etcd(1), prctl(2).
 """
@@ -38,6 +39,8 @@ PORTS = range(20000, 30000)  # below those that the kernel gives to clients, our
 TRIES = 5
 PATIENCE = 120  # seconds until a server must be ready, or gone
 SERVICES = "10.96.0.0/16"
+# Without controllers; and its own endpoints can't be on loopback.
+ALONE = ("--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none")
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
 _STARTER = ThreadPoolExecutor(1, "starter")
@@ -54,11 +57,12 @@ class KubectlError(Exception):
 class ApiServer:
     """etcd and kube-apiserver as a context manager; the caller is cluster-admin."""
 
-    def __init__(self, programs: Path, flags: Sequence[str] = ()) -> None:
-        self.programs, self.flags = programs, tuple(flags)
+    def __init__(self, programs: Path, flags: Sequence[str] = (), address: str = HOST) -> None:
+        self.programs, self.flags, self.address = programs, tuple(flags), address
         self.folder = _folder()
         self.token = secrets.token_hex(16)
         self.ca = self.folder / "certificates" / "apiserver.crt"
+        self.account_key = self.folder / "accounts.pem"
         self.kubeconfig = self.folder / "kubeconfig"
         self.etcd = Server(programs / "etcd", self.folder / "etcd.log", self._etcd_flags, self._etcd_ready)
         self.server = Server(
@@ -83,7 +87,7 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"https://{HOST}:{self.server.port}"
+        return f"https://{self.address}:{self.server.port}"
 
     # ---- What may happen to it --------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class ApiServer:
         (self.folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n')
         key = ["openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1"]
         made = subprocess.run(key, capture_output=True, check=True)
-        (self.folder / "accounts.pem").write_bytes(made.stdout)
+        self.account_key.write_bytes(made.stdout)
 
     def _etcd_flags(self, port: int) -> list[str]:
         return [
@@ -188,10 +192,10 @@ class ApiServer:
         ]
 
     def _flags(self, port: int) -> list[str]:
-        key = self.folder / "accounts.pem"
+        key = self.account_key
         return [
             f"--etcd-servers=http://{HOST}:{self.etcd.port}",
-            f"--bind-address={HOST}",
+            f"--bind-address={self.address}",
             f"--secure-port={port}",
             f"--cert-dir={self.ca.parent}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
@@ -200,10 +204,9 @@ class ApiServer:
             f"--service-account-signing-key-file={key}",
             f"--service-cluster-ip-range={SERVICES}",
             "--authorization-mode=Node,RBAC",
-            "--disable-admission-plugins=ServiceAccount",
             "--allow-privileged",
             "--shutdown-watch-termination-grace-period=1s",  # else a restart waits a minute for each watch
-            "--endpoint-reconciler-type=none",  # its own endpoints can't be on loopback
+            *(ALONE if self.address == HOST else ()),
             *self.flags,
         ]
 
@@ -213,7 +216,7 @@ class ApiServer:
 
     def _ready(self, port: int) -> bool:
         context = ssl.create_default_context(cafile=self.ca)
-        url = f"https://{HOST}:{port}/readyz"
+        url = f"https://{self.address}:{port}/readyz"
         with urllib.request.urlopen(url, timeout=2, context=context) as answer:
             return bool(answer.status == 200)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.tools import build
 
 CRDS = Path(__file__).parent.parent.parent / "deploy" / "crds"
 DEFINITIONS = ",".join(str(CRDS / f"{names.plural}.yaml") for names in crds.NAMES.values())
+
+
+# A node is emulated, in a network of its own: make test-node.
+collect_ignore = [] if os.environ.get("SKOUTER_TEST_NODE") else ["node"]
 
 
 @pytest.fixture(scope="session")

@@ -66,11 +66,21 @@ busybox poweroff -f
 """
 
 
-def run(kernel: Kernel, checkout: Path, command: Sequence[str], console: Path) -> Iterator[str]:
+def run(
+    kernel: Kernel,
+    checkout: Path,
+    command: Sequence[str],
+    console: Path,
+    memory: str = MEMORY,
+    tap: str = "",
+) -> Iterator[str]:
     """Lines that `command`, run in `checkout` under this kernel, writes to its standard output.
 
-    Its standard error and the kernel's messages go to the file `console`.
+    Its standard error and the kernel's messages go to the file `console`. `tap` is the interface of this
+    network namespace at whose other end the guest's is; without one it has none.
     """
+    interface = f"tap,id=net,ifname={tap},script=no,downscript=no"
+    network = ("-netdev", interface, "-device", "virtio-net-pci,netdev=net") if tap else ()
     with tempfile.TemporaryDirectory() as scratch, _exported(Path(scratch)) as socket:
         archive = Path(scratch, "initramfs")
         archive.write_bytes(initramfs(kernel, checkout, command))
@@ -79,7 +89,8 @@ def run(kernel: Kernel, checkout: Path, command: Sequence[str], console: Path) -
                 *("setpriv", "--pdeathsig", "TERM", "nice", "-n", "19"),
                 *("timeout", "--foreground", "-k", "5", str(SECONDS)),
                 *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *PROCESSOR),
-                *("-m", MEMORY, "-object", f"memory-backend-memfd,id=mem,size={MEMORY},share=on"),
+                *("-m", memory, "-object", f"memory-backend-memfd,id=mem,size={memory},share=on"),
+                *network,
                 *("-numa", "node,memdev=mem", "-chardev", f"socket,id=fs,path={socket}"),
                 *("-device", "vhost-user-fs-pci,chardev=fs,tag=host"),
                 *("-serial", f"file:{console}", "-serial", "file:/dev/fd/1"),

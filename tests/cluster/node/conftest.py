@@ -1,0 +1,27 @@
+"""One node for all tests of this folder, with the image that deploy/ContainerFile makes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.node import images
+from tests.cluster.node.machine import CHECKOUT, Node
+from tests.cluster.node.prepare import IMAGE, kernel, programs
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    def put(folder: Path) -> None:
+        images.archive(folder / "box.tar", "docker.io/local/box:1", images.busybox(), ["sleep", "1000000"])
+        coredns = {"bin/coredns": programs("coredns") / "coredns"}
+        images.archive(folder / "coredns.tar", "docker.io/local/coredns:1", coredns, ["/bin/coredns"])
+        (folder / "skouter.tar").symlink_to(IMAGE)
+
+    with Node(tmp_path_factory.mktemp("node"), programs("node"), kernel(), put) as running:
+        running.api.kubectl("apply", "-f", CHECKOUT / "tests" / "cluster" / "node" / "coredns.yaml")
+        yield running
+        subprocess.run(["tail", "-n", "60", running.console], check=False)
