@@ -3,7 +3,8 @@
 The rules this file must obey:
 
 * What is not placed is not touched: it stays where an earlier plan put it, or closed where none did.
-* A pod with a network of its own is held to a policy as soon as it is known which network that is.
+* A pod with a network of its own is held to a policy as soon as it is known which network that is. Until then
+  it is closed, also where it was held to nothing before.
 * The pods' root is shut in the plan that places the pods that are there, so that none of them is cut off.
 """
 
@@ -46,8 +47,11 @@ def extend(
     grouped = {path: name for path, name in at.items() if name.startswith(GROUP)}
     saying = {name: key for name, key in said.items() if name.startswith(GROUP)}
     groups = assign(says, [path for path in staying if path in grouped], grouped, saying, free)
+    members: dict[str, list[str]] = {name: [] for name in groups.says}
+    for path, name in groups.of.items():
+        members[name].append(path)
     wanted = {
-        name: _wanted(meant[key], key, [path for path, of in groups.of.items() if of == name], placements)
+        name: _wanted(meant[key], key, members[name], placements)
         for name, key in groups.says.items()
         if key in meant
     }
@@ -55,7 +59,9 @@ def extend(
     return replace(
         plan,
         wanted={**plan.wanted, **wanted},
-        exempt=plan.exempt | free | {path for path in staying if at[path] == EXEMPT},
+        exempt=plan.exempt
+        | free
+        | {path for path in staying if at[path] == EXEMPT and path not in placements},
         told=(*plan.told, *_loose(ready)),
         kept=plan.kept | {name for name, key in groups.says.items() if key not in meant},
         shut=tops if settings.closed else frozenset(),

@@ -244,6 +244,11 @@ def test_what_has_no_object_stays_where_it_is() -> None:
     assert (plan.kept, plan.exempt, plan.wanted) == ({"pods-1"}, {path(2)}, {})
 
 
+def test_one_that_is_selected_now_is_open_no_longer_though_its_network_is_not_known() -> None:
+    plan = extended(placed(pod(1, labels=WEB)), {path(1): EXEMPT}, ())
+    assert (plan.exempt, plan.wanted) == (set(), {})
+
+
 def test_one_that_is_selected_no_more_leaves_before_its_group_says_something_else() -> None:
     found = placed(pod(1, labels=WEB), pod(2))
     plan = extended(found, {path(1): "pods-1", path(2): "pods-1"}, (path(1),))
