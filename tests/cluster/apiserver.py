@@ -7,8 +7,8 @@ Rules this file obeys:
   as the process starts them all.
 - A port is tried until it is ours, and kept over restarts, so that clients come back to the same URL.
 - No controllers run: nobody makes endpoints, deletes what a deleted namespace held, or gives a namespace its
-  ServiceAccount, so the admission of that name is off, as in controller-runtime's envtest. With an address that
-  nodes can reach it is a whole one, for which somebody starts a controller-manager.
+  ServiceAccount, so the admission of that name is off, as in controller-runtime's envtest. With an address
+  that nodes can reach it is a whole one, for which somebody starts a controller-manager.
 
 Source: kube-apiserver(1), etcd(1), prctl(2).
 """

@@ -39,7 +39,7 @@ def api(programs: Path) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def crds_applied(api: ApiServer) -> ApiServer:
     """The same server, with the definitions of this checkout."""
-    api.kubectl("apply", "--server-side", "-f", DEFINITIONS)
+    api.kubectl("apply", "--server-side", "--force-conflicts", "-f", DEFINITIONS)
     api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", DEFINITIONS)
     return api
 
