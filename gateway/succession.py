@@ -39,6 +39,7 @@ PATIENCE = 20.0  # seconds of an agent that is to end: kubelet kills it after a 
 LETTING_GO = 60.0  # and of one that waits for another
 AGAIN = 2.0  # between two tries
 UNAUTHORIZED, FORBIDDEN = 401, 403
+STRANGER = 3  # refusals in a row after which the account is taken to be gone
 
 
 class Parting(Enum):
@@ -71,15 +72,17 @@ def _is_leaving(namespace: str, door: Door) -> bool:
     from gateway.api_questions import is_leaving
     from gateway.api_server import ServerError
 
-    deadline = time.monotonic() + PATIENCE
+    deadline, strangers = time.monotonic() + PATIENCE, 0
     while True:
         try:
             return is_leaving(door, namespace, DAEMONSET)
         except ServerError as error:
-            if error.status == UNAUTHORIZED:
+            # A token that was renewed is read anew after the first refusal.
+            strangers += error.status == UNAUTHORIZED
+            if strangers == STRANGER:
                 return True
             # All may be deleted at once, rights in any order; and the server remembers a token for seconds.
-            if error.status != FORBIDDEN or time.monotonic() > deadline:
+            if error.status not in (UNAUTHORIZED, FORBIDDEN) or time.monotonic() > deadline:
                 say(f"whether this agent is to leave for good can't be asked, so it does not: {error}", ERR)
                 return False
         time.sleep(AGAIN)

@@ -98,6 +98,7 @@ class Node:
         self, folder: Path, programs: Path, kernel: kernels.Kernel, images: Callable[[Path], None]
     ) -> None:
         """`programs` has Kubernetes' binaries; `images` puts archives into the folder that it is given."""
+        self._programs = programs
         self.folder, self.console = folder, folder / "console"
         with ExitStack() as undo:
             _ip(OUTSIDE_NETWORK)
@@ -134,6 +135,13 @@ class Node:
     def inside(self, namespace: str, pod: str, *words: str) -> str:
         """What a command in a pod prints, as `kubectl exec` runs it; raises KubectlError where it fails."""
         return self.api.kubectl("exec", "-n", namespace, pod, "--", *words)
+
+    def start(self, namespace: str, pod: str, *words: str) -> subprocess.Popen[str]:
+        """The same in the background; its output is a pipe."""
+        command = [self._programs / "kubectl", "--kubeconfig", self.api.kubeconfig, "exec"]
+        return subprocess.Popen(
+            [*command, "-n", namespace, pod, "--", *words], stdout=subprocess.PIPE, text=True
+        )
 
     def _control(self, program: Path) -> subprocess.Popen[Any]:
         words = [f"--kubeconfig={self.api.kubeconfig}", "--leader-elect=false"]

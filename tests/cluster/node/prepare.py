@@ -13,7 +13,6 @@ from tests.tools import build
 SUITE = "bookworm"
 KERNELS = CHECKOUT / "build" / "matrix"
 IMAGE = CHECKOUT / "build" / "skouter-image.tar"
-NAME = "docker.io/local/skouter:test"
 
 
 def programs(name: str) -> Path:
@@ -28,7 +27,7 @@ def main() -> None:
     for name in ("node", "helm", "coredns"):
         programs(name)
     kernels.fetch(SUITE, KERNELS)
-    env = {**os.environ, "IMAGE": NAME, "BASE": os.environ.get("BASE", "debootstrap")}
+    env = {**os.environ, "BASE": os.environ.get("BASE", "debootstrap")}
     subprocess.run([CHECKOUT / "deploy" / "build-image"], env=env, check=True)
 
 
