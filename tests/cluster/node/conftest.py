@@ -16,7 +16,9 @@ from tests.cluster.node.prepare import IMAGE, kernel, programs
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     def put(folder: Path) -> None:
-        images.archive(folder / "box.tar", "docker.io/local/box:1", images.busybox(), ["sleep", "1000000"])
+        # busybox's own wget, linked statically, crashes where it asks for names.
+        box = images.busybox() | images.with_libraries("wget")
+        images.archive(folder / "box.tar", "docker.io/local/box:1", box, ["sleep", "1000000"])
         coredns = {"bin/coredns": programs("coredns") / "coredns"}
         images.archive(folder / "coredns.tar", "docker.io/local/coredns:1", coredns, ["/bin/coredns"])
         (folder / "skouter.tar").symlink_to(IMAGE)

@@ -9,18 +9,31 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-APPLETS = ("sh", "sleep", "wget", "nslookup", "ls", "cat", "nc", "ip", "ping", "env", "id", "true", "httpd")
+LIBRARY = re.compile(r"(/\S+) \(0x")
+APPLETS = ("sh", "sleep", "nslookup", "ls", "cat", "nc", "ip", "ping", "env", "id", "true", "httpd")
 
 
 def busybox() -> dict[str, Path | str]:
     """A small userland: files are copied, strings are links."""
     program = Path(shutil.which("busybox") or "/bin/busybox")
     return {"bin/busybox": program, **dict.fromkeys((f"bin/{name}" for name in APPLETS), "busybox")}
+
+
+def with_libraries(*names: str) -> dict[str, Path | str]:
+    """Programs of this machine with the libraries that they are linked to, where the loader looks."""
+    files: dict[str, Path | str] = {}
+    for program in (Path(shutil.which(name) or name) for name in names):
+        said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        for path in (program, *map(Path, LIBRARY.findall(said))):
+            files[str(path).lstrip("/")] = path
+    return files
 
 
 def archive(target: Path, name: str, files: Mapping[str, Path | str], command: Sequence[str]) -> None:
@@ -30,7 +43,7 @@ def archive(target: Path, name: str, files: Mapping[str, Path | str], command: S
     about = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": list(command), "Env": ["PATH=/bin"]},
+        "config": {"Cmd": list(command), "Env": ["PATH=/usr/bin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     configuration = json.dumps(about).encode()

@@ -46,7 +46,7 @@ spec:
 def fetch(node, pod, name):
     """What `wget` says of a name in a pod: the page, or its complaint."""
     try:
-        return node.inside("default", pod, "wget", "-q", "-O-", "-T", "60", f"http://{name}/").strip()
+        return node.inside("default", pod, "wget", "-nv", "--tries=1", "-O-", "-T60", f"http://{name}/").strip()
     except KubectlError as error:
         return str(error)
 
@@ -100,7 +100,7 @@ def test_names_that_are_new_are_reached_while_the_agents_are_restarted(node):
     loop = """
         n=1; failed=0
         while [ $n -lt 250 ] && ! [ -e /tmp/stop ]; do
-            wget -q -O- -T 60 http://n$n.fresh.test/ >/dev/null || failed=$((failed+1)); n=$((n+1))
+            wget -q --tries=1 -O- -T60 http://n$n.fresh.test/ >/dev/null || failed=$((failed+1)); n=$((n+1))
         done
         echo $n $failed
     """
