@@ -254,7 +254,16 @@ class Lab(AbstractContextManager["Lab"]):
         node = self.node.holder.pid
         self.pod.ip(f"link add eth0 type veth peer name pod netns {node}")
         self.world.ip(f"link add eth0 type veth peer name world netns {node}")
-        self.node.checked("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for machine in (self.pod, self.node, self.world):  # a new namespace has what the host has
+            forwards = int(machine is self.node)
+            machine.checked(
+                *(
+                    "sysctl",
+                    "-qw",
+                    f"net.ipv4.ip_forward={forwards}",
+                    f"net.ipv6.conf.all.forwarding={forwards}",
+                )
+            )
         self.world.checked("sysctl", "-qw", "net.core.somaxconn=8192", "net.ipv4.tcp_max_syn_backlog=8192")
         self.world.checked("sysctl", "-qw", "net.ipv6.ip_nonlocal_bind=1")  # to answer from any of SITES
         for machine in (self.pod, self.node, self.world):

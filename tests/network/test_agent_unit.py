@@ -64,11 +64,12 @@ def test_the_configuration_that_is_installed_fits_the_policy_that_is_installed()
 def test_the_comments_of_the_configuration_are_good_lines(tmp_path: Path) -> None:
     """Whoever takes the # away gets what it says."""
     text = re.sub(r"^#(?=  )", "", (DEPLOY / "agent.yaml").read_text(), flags=re.MULTILINE)
-    text = re.sub(r"^# (?=(resolvers|exempt|floor|grace):)", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^# (?=(resolvers|exempt|floor|grace|cluster):)", "", text, flags=re.MULTILINE)
     read, problems = settings.read(text, "agent.yaml")
     assert not problems
     assert read
     assert [member.name for member in read.workloads] == ["web", "batch"]
+    assert (read.cluster.cgroup_root, len(read.cluster.resolvers)) == ("/k8s", 1)
     assert (len(read.resolvers), read.exempt, read.floor, read.grace) == (2, ("chrony.service",), 60, 60)
 
 

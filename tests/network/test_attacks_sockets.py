@@ -146,7 +146,7 @@ def test_ATTACK_a_socket_is_handed_to_a_process_outside(lab, arena):
 
 LISTEN = f"""
     server = socket.create_server(({POD!r}, 0))
-    server.settimeout(5)
+    server.settimeout(3)
     syn = segment({FRIEND!r}, 4444, {POD!r}, server.getsockname()[1], 7, 0, SYN)
     outcome(lambda: send_raw({POD!r}, syn))
     def serve():

@@ -18,9 +18,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     def put(folder: Path) -> None:
         # busybox's own wget, linked statically, crashes where it asks for names.
         box = images.busybox() | images.with_libraries("wget")
-        images.archive(folder / "box.tar", "docker.io/local/box:1", box, ["sleep", "1000000"])
+        images.archive(folder / "box.tar", "localhost/box:1", box, ["sleep", "1000000"])
         coredns = {"bin/coredns": programs("coredns") / "coredns"}
-        images.archive(folder / "coredns.tar", "docker.io/local/coredns:1", coredns, ["/bin/coredns"])
+        images.archive(folder / "coredns.tar", "localhost/coredns:1", coredns, ["/bin/coredns"])
         (folder / "skouter.tar").symlink_to(IMAGE)
 
     with Node(tmp_path_factory.mktemp("node"), programs("node"), kernel(), put) as running:

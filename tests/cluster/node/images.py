@@ -37,7 +37,7 @@ def with_libraries(*names: str) -> dict[str, Path | str]:
 
 
 def archive(target: Path, name: str, files: Mapping[str, Path | str], command: Sequence[str]) -> None:
-    """Writes the image `name` (docker.io/local/box:1) with these files, below no folder, to `target`."""
+    """Writes the image `name` (localhost/box:1) with these files, below no folder, to `target`."""
     layer = _layer(files)
     digest = hashlib.sha256(layer).hexdigest()
     about = {

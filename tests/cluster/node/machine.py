@@ -58,7 +58,7 @@ GUEST_NETWORK = f"""
 CONTAINERD = """
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "docker.io/local/box:1"
+  sandbox_image = "localhost/box:1"
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
 """

@@ -24,7 +24,7 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
     - name: box
-      image: docker.io/local/box:1
+      image: localhost/box:1
       imagePullPolicy: Never
       volumeMounts: [{{name: bpf, mountPath: /node/bpf}}, {{name: run, mountPath: /node/run}}]
   volumes:
@@ -46,7 +46,9 @@ spec:
 def fetch(node, pod, name):
     """What `wget` says of a name in a pod: the page, or its complaint."""
     try:
-        return node.inside("default", pod, "wget", "-nv", "--tries=1", "-O-", "-T60", f"http://{name}/").strip()
+        return node.inside(
+            "default", pod, "wget", "-nv", "--tries=1", "-O-", "-T60", f"http://{name}/"
+        ).strip()
     except KubectlError as error:
         return str(error)
 
