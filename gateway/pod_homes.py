@@ -6,7 +6,10 @@ Rules this file obeys:
   network. So one that is seen in the host's network is looked at again, within milliseconds, until it left.
 - The oldest process decides: the runtime's own. What a process of the pod makes later is not the pod's home.
 - A home that is known stays for as long as any process of the pod lives in it; a sandbox that was made anew
-  has another. After a restart the home that the kernel's row names is the known one.
+  has another, which belongs to the same user namespace: a runtime made it. One that a pod without privileges
+  makes for itself belongs to a user namespace of its own, and is no home, though all of the pod moves there
+  (not every runtime leaves a process of its own in a pod). After a restart the home that the kernel's row
+  names is the known one, and the host's user namespace the one it belongs to.
 - Addresses may come after the first process: they are looked at again when a container comes or goes, and now
   and then.
 
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway import cgroups
+from routing.namespaces import owner
 from routing.own import Home, home_of
 
 PROC = Path("/proc")
@@ -41,6 +45,7 @@ class PodHomes:
     waiting: dict[str, float] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
     _left: Mapping[int, int] = field(default_factory=dict)
+    _owners: dict[str, int] = field(default_factory=dict)
 
     def remember(self, homes: Mapping[int, int]) -> None:
         """What an earlier agent knew: a cgroup's id to its home's."""
@@ -51,6 +56,7 @@ class PodHomes:
         for path in [path for path, identity in self._ids.items() if ids.get(path) != identity]:
             del self._ids[path]
             self.known.pop(path, None)
+            self._owners.pop(path, None)
             self.waiting.pop(path, None)
         new = ids.keys() - self._ids.keys()
         self._ids |= ids
@@ -63,9 +69,10 @@ class PodHomes:
         """Whether anything is new about a pod that is kept."""
         before = self.known.get(path)
         wanted = before.id if before else self._left.get(self._ids[path], 0)
-        found, any_process = _look(self.root / path.lstrip("/"), wanted)
+        belongs = self._owners.get(path, _user_namespace() if wanted else 0)
+        found, owned_by, any_process = _look(self.root / path.lstrip("/"), wanted, belongs)
         if found is not None:
-            self.known[path] = found
+            self.known[path], self._owners[path] = found, owned_by
             self.waiting.pop(path, None)
         elif any_process and before is None:
             self.waiting.setdefault(path, now)
@@ -80,10 +87,15 @@ class PodHomes:
         return SOON if now < max(self.waiting.values()) + PATIENT else LATER
 
 
-def _look(folder: Path, wanted: int) -> tuple[Home | None, bool]:
-    """The home, if it is seen, and whether there is any process. `wanted`: id of the one known so far."""
+def _user_namespace() -> int:
+    return os.stat(PROC / "self/ns/user").st_ino  # noqa: PTH116 - as below
+
+
+def _look(folder: Path, wanted: int, belongs: int) -> tuple[Home | None, int, bool]:
+    """The home, if it is seen, and what it belongs to; and whether there is any process. `wanted`: id of the
+    one known so far; another one must belong to the user namespace `belongs`, where that is known."""
     host = os.stat(PROC / "self/ns/net").st_ino  # noqa: PTH116 - inodes of processes are asked for likewise
-    first: Home | None = None
+    first: tuple[Home | None, int] = None, 0
     seen: set[int] = set()
     pids = sorted(filter(None, map(_aged, cgroups.processes_below(folder))))
     for started, pid in pids:
@@ -91,14 +103,17 @@ def _look(folder: Path, wanted: int) -> tuple[Home | None, bool]:
             inode = os.stat(PROC / str(pid) / "ns/net").st_ino  # noqa: PTH116
             if inode == host or inode in seen:
                 continue
-            found = home_of(pid)
+            found, owned_by = home_of(pid), owner(pid)
             if found is None or _aged(pid) != (started, pid) or pid not in cgroups.processes_below(folder):
                 continue  # another process has its number by now, perhaps of another pod
             seen.add(inode)
-            first = first or found
-            if not wanted or found.id == wanted:
-                return found, True
-    return first, bool(pids)
+            if wanted and found.id == wanted:
+                return found, owned_by, True
+            if first[0] is None and belongs in (0, owned_by):
+                first = found, owned_by
+            if not wanted:
+                break
+    return *first, bool(pids)
 
 
 def _aged(pid: int) -> tuple[int, int] | None:

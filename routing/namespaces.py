@@ -10,6 +10,7 @@ Rules this file obeys:
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,6 +40,19 @@ def namespaces(pids: Iterable[int]) -> Iterator[dict[int, int]]:
                     held.callback(os.close, descriptor)
                     found.setdefault(os.fstat(descriptor).st_ino, descriptor)
         yield found
+
+
+def owner(pid: int) -> int:
+    """The inode of the user namespace that a process's network namespace belongs to (ioctl_nsfs(2)): that of
+    whoever made it. Raises :class:`OSError` where the process is gone."""
+    with namespaces([pid]) as found:
+        for descriptor in found.values():
+            above = fcntl.ioctl(descriptor, NS_GET_USERNS)
+            try:
+                return os.fstat(above).st_ino
+            finally:
+                os.close(above)
+    raise ProcessLookupError(pid)
 
 
 def inside(namespace: int, work: Callable[[], T]) -> T:
