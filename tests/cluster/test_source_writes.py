@@ -77,7 +77,7 @@ def test_a_condition_follows_the_spec(server: ApiServer, space: str) -> None:
             source.accept(source.cluster.objects[0], [compiler], "TooManyPatterns")
             await until(lambda: accepted(server, path)["observedGeneration"] == 3, "the third condition")
             assert accepted(server, path)["reason"] == "TooManyPatterns"
-            assert source.counts()["conditions"] == 3
+            await until(lambda: source.counts()["conditions"] == 3, "the answer to the third")
 
     trio.run(main)
 
