@@ -98,11 +98,12 @@ def test_a_pod_on_the_host_s_network_has_a_policy_of_its_own(node):
 
 
 def test_names_that_are_new_are_reached_while_the_agents_are_restarted(node):
-    """A loop in the pod asks for a fresh name each time; none may fail. (busybox prefers its own wget.)"""
+    """A loop asks for a fresh name each time; none may fail. (By its path: busybox prefers its own wget.)"""
     loop = """
         n=1; failed=0
         while [ $n -lt 250 ] && ! [ -e /tmp/stop ]; do
-            /usr/bin/wget -q --tries=1 -O- -T60 http://n$n.fresh.test/ >/dev/null || failed=$((failed+1)); n=$((n+1))
+            /usr/bin/wget -q --tries=1 -O- -T60 http://n$n.fresh.test/ >/dev/null || failed=$((failed+1))
+            n=$((n+1))
         done
         echo $n $failed
     """
