@@ -238,8 +238,11 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
 	if (s)
 		*(u16 *)s->server_port = 0;
-	if (!find_workload(NULL, &who) || lead(ctx, &who, s, t, ipv4_hook))
+	if (!find_workload(NULL, &who))
 		return PASS;
+	reason = lead(ctx, &who, s, t, ipv4_hook);
+	if (reason)
+		return conclude(ctx, &who, t, s, reason);
 	if (is_loopback(t->remote) || is_unspecified(t->remote)) {
 		reason = (who.flags & ONLY_ALLOWED_NAMES) && is_dns_port(t->remote_port) ? QUESTION_UNREAD : LOOPBACK;
 	} else {

@@ -7,6 +7,7 @@
  *                       datagrams: what may be asked, and what is learned, is the same over TCP and UDP.
  *
  * Rules this file obeys:
+ *   - Where the proxy is away it is refused at once, by name: what it learns can't be learned without it.
  *   - Only the kernel writes down whom a socket asked for, and who asked; the proxy takes nobody's word.
  *   - What is not led is judged as if there were no proxy: its answers teach nothing, and where questions are
  *     checked it is refused.
@@ -35,22 +36,49 @@ static __always_inline struct proxy *proxy_of(struct bpf_sock_addr *ctx, const s
 	return !proxy->netns || proxy->netns == s->netns ? proxy : NULL;
 }
 
-/* To the proxy, where there is one for this socket; returns whether it is led there. `to_ipv4`: by an IPv4
- * address, though it may be written as a v4-mapped one. */
-static __always_inline int lead(struct bpf_sock_addr *ctx, const struct subject *who, struct socket *s,
-				const struct tuple *t, int ipv4_hook)
+/* Whether the proxy listens there: a port that it has left may be anybody's by now. */
+static __always_inline int listens(struct bpf_sock_addr *ctx, int ipv4, u16 port)
 {
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *listener;
+	struct socket *s;
+	u32 size = sizeof(tuple.ipv6);
+	int ours;
+
+	if (ipv4) {
+		tuple.ipv4.saddr = tuple.ipv4.daddr = bpf_htonl(IPV4_LOOPBACK);
+		tuple.ipv4.dport = port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		tuple.ipv6.saddr[3] = tuple.ipv6.daddr[3] = bpf_htonl(1);
+		tuple.ipv6.dport = port;
+	}
+	listener = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!listener)
+		return 0;
+	s = sockets.sk_storage_get(listener, 0, 0);
+	ours = s && s->listener;
+	bpf_sk_release(listener);
+	return ours;
+}
+
+/* A connection to a trusted resolver: PROXIED where it is led to the proxy now, PROXY_AWAY where nobody listens,
+ * NONE where it is not to be led. */
+static __always_inline enum reason lead(struct bpf_sock_addr *ctx, const struct subject *who, struct socket *s,
+					const struct tuple *t, int ipv4_hook)
+{
+	int ipv4 = is_ipv4(t->remote);
 	struct proxy *proxy;
 	u16 port;
 
 	if (!s || !may_be_resolver(who->flags, t->remote_port) || !is_resolver(who->policy, t->remote, t->remote_port))
-		return 0;
+		return NONE;
 	proxy = proxy_of(ctx, who, s);
-	if (!proxy)
-		return 0;
-	port = is_ipv4(t->remote) ? *(u16 *)proxy->port4 : *(u16 *)proxy->port6;
+	port = proxy ? ipv4 ? *(u16 *)proxy->port4 : *(u16 *)proxy->port6 : 0;
 	if (!port)
-		return 0;
+		return NONE;
+	if (!listens(ctx, ipv4, port))
+		return PROXY_AWAY;
 	copy_address(s->server, t->remote);
 	s->asker = who->workload;
 	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
@@ -59,12 +87,11 @@ static __always_inline int lead(struct bpf_sock_addr *ctx, const struct subject 
 	} else {
 		ctx->user_ip6[0] = 0;
 		ctx->user_ip6[1] = 0;
-		ctx->user_ip6[2] = is_ipv4(t->remote) ? bpf_htonl(0xffff) : 0;
-		ctx->user_ip6[3] = bpf_htonl(is_ipv4(t->remote) ? IPV4_LOOPBACK : 1);
+		ctx->user_ip6[2] = ipv4 ? bpf_htonl(0xffff) : 0;
+		ctx->user_ip6[3] = bpf_htonl(ipv4 ? IPV4_LOOPBACK : 1);
 	}
 	ctx->user_port = port;
-	count(who->policy, PROXIED);
-	return 1;
+	return PROXIED;
 }
 
 /* Whether a segment goes where connect() led it: over loopback, also from an address that is not. */

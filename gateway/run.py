@@ -28,6 +28,7 @@ from bpf.datapath import other_layouts
 from bpf.events import SENTENCES, decode
 from gateway import place
 from gateway.commands import admit, dismiss
+from gateway.dns_service import ProxyThread
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
 from gateway.policy import Policy
@@ -42,6 +43,9 @@ CANNOT_WRITE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127  # POSIX shell, 2.8.2
 
 class HasFileno(Protocol):
     def fileno(self) -> int: ...
+
+
+Calls = dict[HasFileno, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ def run(request: Request, where: place.Place) -> int:
 def _supervise(request: Request, user: User, engine: Engine, admitted: Held, report: Report) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
     (cgroup,) = admitted.cgroups
+    proxy = ProxyThread(engine.datapath, say)
+    proxy.listeners.lead(admitted.number)
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
 
     def rehome() -> None:
@@ -94,7 +100,8 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
             preexec_fn=confine(user, cgroup, (engine.where.pins, engine.where.run)),
         )
         with _forwarding(process), own.changes() as addresses:
-            status = _wait(process, {ring: ring.consume, addresses: rehome})
+            calls: Calls = {ring: ring.consume, addresses: rehome}
+            status = _wait(process, calls, dict.fromkeys(proxy.listeners.sockets.values(), proxy.start))
         ring.consume()
         return status
     except FileNotFoundError:
@@ -107,21 +114,24 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
         say("the command could not be confined, so it was not started: run it outside of a container")
         return NOT_EXECUTABLE
     finally:
+        proxy.close()
         ring.close()
 
 
-def _wait(process: subprocess.Popen[bytes], calls: dict[HasFileno, Callable[[], object]]) -> int:
-    """No event loop of a library: what there is to wait for is three descriptors, and starting one takes
+def _wait(process: subprocess.Popen[bytes], calls: Calls, once: Calls) -> int:
+    """Calls whenever something is there to be read, or the first time only. No event loop of a library: what there is to wait for is three descriptors, and starting one takes
     longer than most commands (pidfd_open(2))."""
     end = os.pidfd_open(process.pid)
     try:
         with selectors.DefaultSelector() as waiting:
             waiting.register(end, selectors.EVENT_READ, process.poll)
-            for readable, call in calls.items():
+            for readable, call in (calls | once).items():
                 waiting.register(readable, selectors.EVENT_READ, call)
             while process.returncode is None:
                 for key, _events in waiting.select():
                     key.data()
+                    if key.fileobj in once:
+                        waiting.unregister(key.fileobj)
         return process.returncode
     finally:
         os.close(end)
