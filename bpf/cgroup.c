@@ -45,16 +45,34 @@ static __always_inline int is_forged(const u8 *source, const u8 *destination)
 	return !is_loopback(source) && !same_address(source, destination);
 }
 
+/* Where the node translates addresses, and the workload has no say in that, the address that a socket was
+ * connected to counts. Of datagrams it does not: another thread may connect the socket elsewhere while one is
+ * on its way, whereas a TCP socket is locked. */
+static __always_inline int is_translated(const struct subject *who, const struct socket *s, const struct packet *p)
+{
+	return (who->flags & TRANSLATED) && p->protocol == IPPROTO_TCP && s && *(const u16 *)s->server_port &&
+	       !is_led_socket(s) && !s->passive && at_home(who, s);
+}
+
+static __always_inline void whom_it_asked(struct tuple *t, const struct socket *s)
+{
+	copy_address(t->remote, s->server);
+	__builtin_memcpy(t->remote_port, s->server_port, 2);
+}
+
 static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock *sk, struct socket *s,
 					  struct subject *who, const struct packet *p)
 {
+	struct tuple asked ALIGNED = p->tuple;
 	struct flow aside ALIGNED;
 	enum reason reason;
 
+	if (is_translated(who, s, p))
+		whom_it_asked(&asked, s);
 	if (is_icmp_error(p))                                                 /* 2 */
 		return who->flags & HOST ? HOUSEKEEPING : ICMP_ERROR;
 	if (s && holds(&s->flow, &p->tuple))                                  /* 3 */
-		return ask_flow(&s->flow, who, &p->tuple);
+		return ask_flow(&s->flow, who, &asked);
 	if (s && recall(&aside, who, &p->tuple)) {
 		int room = put_aside(s, who);
 
@@ -76,7 +94,7 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 		return NEIGHBOUR;
 	if ((who->flags & HOST) && is_housekeeping(p))
 		return HOUSEKEEPING;
-	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
+	reason = judge(who, &asked);                                          /* 6 .. 9 */
 	/* The answer would go to somebody else, with what it says of the packet. Raw sockets are asked too, of
 	 * which no hook says where they live; not those that are known to live elsewhere. */
 	if (passes(reason) && (who->flags & OWN_SOURCES) && !(s && s->netns && s->netns != who->netns) &&
@@ -146,6 +164,13 @@ int egress(struct __sk_buff *skb)
 	return judge_egress(skb, s);
 }
 
+/* A segment of a flow whose address was translated on its way out, and back on its way in. */
+static __always_inline int comes_back(const struct socket *s, const struct subject *who, const struct packet *p)
+{
+	return s->flow.state && is_translated(who, s, p) && same_address(p->tuple.remote, s->server) &&
+	       *(const u16 *)p->tuple.remote_port == *(const u16 *)s->server_port;
+}
+
 static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s)
 {
 	struct packet p ALIGNED = {};
@@ -169,7 +194,7 @@ static __always_inline int judge_ingress(struct __sk_buff *skb, struct socket *s
 	}
 	answer = p.protocol == IPPROTO_UDP && trusts(&who, &p);
 	reason = NONE;
-	if (s && holds(&s->flow, &p.tuple))
+	if (s && (holds(&s->flow, &p.tuple) || comes_back(s, &who, &p)))
 		reason = ask_flow(&s->flow, &who, &p.tuple);
 	else if (s && recall(&aside, &who, &p.tuple))
 		reason = ask_flow(&aside, &who, &p.tuple);
@@ -227,6 +252,18 @@ static __always_inline int is_unspecified(const u8 *address)
 	       (word(address, 2) == 0 || is_ipv4(address));
 }
 
+static __always_inline void ask_for(struct socket *s, const struct tuple *t)
+{
+	if (!s)
+		return;
+	s->asker = 0;
+	*(u16 *)s->server_port = 0;
+	if (!t)
+		return;
+	copy_address(s->server, t->remote);
+	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
+}
+
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t, int ipv4_hook)
 {
 	struct subject who = {.hook = HOOK_CONNECT};
@@ -236,8 +273,7 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 	note_process(ctx, s);
 	if (ctx->type != SOCK_STREAM || t->protocol != IPPROTO_TCP)
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
-	if (s)
-		*(u16 *)s->server_port = 0;
+	ask_for(s, NULL);
 	if (!find_workload(NULL, &who))
 		return PASS;
 	reason = lead(ctx, &who, s, t, ipv4_hook);
@@ -250,9 +286,10 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 		/* To itself goes over loopback, as egress will see; here no route is known yet. */
 		reason = is_own(&who, t->remote) && reason != QUESTION_UNREAD ? LOOPBACK : reason;
 	}
-	if (passes(reason))
-		return PASS;
-	return conclude(ctx, &who, t, s, reason);
+	if (!passes(reason))
+		return conclude(ctx, &who, t, s, reason);
+	ask_for(s, t);
+	return PASS;
 }
 
 static __always_inline void remote_of(struct bpf_sock_addr *ctx, struct tuple *t, int ipv4)

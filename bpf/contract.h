@@ -227,11 +227,11 @@ struct socket {
 	__u32 passive;            /* born of a listener and silent so far */
 	__u32 pid;
 	char comm[16];
-	__u8 server[16];          /* whom it asked for when it was led to the proxy */
-	__u8 server_port[2];      /* 0: it was not led */
+	__u8 server[16];          /* whom it asked for at connect(), of TCP */
+	__u8 server_port[2];      /* 0: nobody, or in no workload */
 	__u8 listener;            /* it is one that the proxy listens on */
 	__u8 pad[5];
-	__u64 asker;              /* which workload was led */
+	__u64 asker;              /* which workload was led to the proxy; 0: it was not */
 };
 
 struct inbound_key {

@@ -18,7 +18,7 @@ enum { IPV4_LOOPBACK = 0x7f000001, TCP_HEADER = 20 };
 
 static __always_inline int is_led_socket(const struct socket *s)
 {
-	return s && *(const u16 *)s->server_port;
+	return s && s->asker;
 }
 
 /* The namespace's own loopback is where the proxy listens: not for a socket that is bound to a link, or lives

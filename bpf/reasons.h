@@ -67,6 +67,7 @@ enum flag {
 	NAMES = 128,              /* tell the addresses of answers too, at a limited rate */
 	COOKIE = 256,             /* of a workload: its home is a cookie, by which hooks know who lives elsewhere */
 	LINKED = 512,             /* of a workload: all that leaves its home is judged on its link, too */
+	TRANSLATED = 1024,        /* of a workload: it cannot change its home's translation of addresses */
 };
 
 enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER, HOOK_LINK, HOOK_PROXY };

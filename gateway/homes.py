@@ -16,6 +16,7 @@ from typing import Any
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import pack_address
+from routing import own
 from routing.own import Home
 
 
@@ -23,7 +24,7 @@ class Homes:
     """All network namespaces of one kernel half."""
 
     def __init__(self, loaded: Datapath) -> None:
-        self.datapath = loaded
+        self.datapath, self._here = loaded, own.number()
         self._seen: dict[int, set[bytes]] | None = None  # by whoever wrote them before, and by this process
 
     def enter(self, workload: int, number: int, home: Home) -> None:
@@ -33,17 +34,17 @@ class Homes:
             table[pack_address(address), home.id] = 1
             self._of(home.id).add(pack_address(address))
         before = rows.get(workload)
-        rows[workload] = (number, _flags(home), home.id)
+        rows[workload] = (number, _flags(home, self._here), home.id)
         if before is not None and int(before.home) != home.id:
             self.leave({int(before.home)})
 
     def settle(self, home: Home) -> None:
         """Forgets what is no address of it any more. Only for who has just looked and hears of changes: else
         what another process knows better would be forgotten."""
-        own = {pack_address(address) for address in home.own}
-        for address in self._of(home.id) - own:
+        there = {pack_address(address) for address in home.own}
+        for address in self._of(home.id) - there:
             self.datapath["own"].discard((address, home.id))
-        self._of(home.id).intersection_update(own)
+        self._of(home.id).intersection_update(there)
 
     def mark(self, workload: int, number: int) -> int | None:
         """A row that is no policy's: closed or exempt. The number of the policy that it had."""
@@ -79,6 +80,12 @@ def policy_of(row: Any) -> int | None:
     return number if 0 < number < contract().constant("POLICIES") else None
 
 
-def _flags(home: Home) -> int:
-    own = contract().constant("OWN_SOURCES") if home.own and home.id else 0
-    return own | (contract().constant("COOKIE") if home.is_cookie else 0)
+def _flags(home: Home, here: int) -> int:
+    """What a row says of a workload's home. Whoever is in ours has not been given what it takes to translate
+    addresses there, or can't be contained at all: so what the node translates for it is believed."""
+    wanted = {
+        "OWN_SOURCES": home.own and home.id,
+        "COOKIE": home.is_cookie,
+        "TRANSLATED": home.id == here,
+    }
+    return sum(contract().constant(name) for name, is_so in wanted.items() if is_so)

@@ -89,7 +89,7 @@ def end_withdrawn(
                 continue
             if held.flow.policy not in (number, before):
                 continue
-            if is_withdrawn(loaded, number, held.flow) and sockets.destroy(one):
+            if is_withdrawn(loaded, number, held) and sockets.destroy(one):
                 ended.append(_told(one, held))
 
     for _ in _in_each_namespace(pids, end):
@@ -97,13 +97,19 @@ def end_withdrawn(
     return ended
 
 
-def is_withdrawn(loaded: Datapath, number: int, flow: Any) -> bool:
-    """Whether the kernel will drop this flow's next packet under a policy (judge_again() in flows.h)."""
+def is_withdrawn(loaded: Datapath, number: int, held: Any) -> bool:
+    """Whether the kernel will drop the next packet of a socket under a policy (judge_again() in flows.h).
+
+    `held` is its struct socket. Where the node translated the address, the one that was asked for counts.
+    """
+    flow, asked = held.flow, bytes(held.server_port)
     state = Reason(flow.state).name
     if state not in ("ALLOWED", "WITHDRAWN", "RESOLVER"):
         return False
     remote, port = bytes(flow.tuple.remote), bytes(flow.tuple.remote_port)
-    ports = _ports(loaded, number, flow)
+    if flow.tuple.protocol == IPPROTO_TCP and any(asked) and not held.asker:
+        remote, port = bytes(held.server), asked
+    ports = _ports(loaded, number, int(flow.tuple.protocol), port)
     if state == "ALLOWED" and _admits(loaded, number, int(flow.peer), ports):
         return False
     if loaded["resolvers"].get((remote, number, port)) is not None:
@@ -119,9 +125,9 @@ def _peers(loaded: Datapath, number: int, remote: bytes) -> Iterator[int]:
     yield from (int(peer) for peer in (around.id if around else ()) if peer)
 
 
-def _ports(loaded: Datapath, number: int, flow: Any) -> int:
-    protocol = 1 if flow.tuple.protocol == IPPROTO_ICMPV6 else int(flow.tuple.protocol)
-    port = bytes(flow.tuple.remote_port) if PROTOCOLS.get(protocol) in ("TCP", "UDP", "SCTP") else b"\0\0"
+def _ports(loaded: Datapath, number: int, protocol: int, port: bytes) -> int:
+    protocol = 1 if protocol == IPPROTO_ICMPV6 else protocol
+    port = port if PROTOCOLS.get(protocol) in ("TCP", "UDP", "SCTP") else b"\0\0"
     key = (SINGLE_PORT, number.to_bytes(2, "big"), protocol, port)
     found = loaded["single_services"].get(key) or loaded["services"].get(key)
     return int(found.ports) if found else 0

@@ -39,8 +39,12 @@ UNKNOWN = Home()
 
 def home() -> Home:
     """That of the calling thread."""
-    cookie = namespace_cookie()
-    return Home(cookie or NAMESPACE.stat().st_ino, tuple(own_addresses()), bool(cookie))
+    return Home(number(), tuple(own_addresses()), bool(namespace_cookie()))
+
+
+def number() -> int:
+    """Of the calling thread's network namespace, as :class:`Home` has it."""
+    return namespace_cookie() or NAMESPACE.stat().st_ino
 
 
 def home_of(pid: int) -> Home | None:
