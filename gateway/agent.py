@@ -28,6 +28,7 @@ from gateway import duties, kubelet, lifelines
 from gateway.acceptance import Acceptance
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
+from gateway.dns_service import AgentProxy
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.good_files import GoodFiles
@@ -113,12 +114,15 @@ class _Agent:
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self.refusals.tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
+                self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
     async def _begin(self) -> None:
         self._take(await self._first_documents())
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
+        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath)))
+        engine.lead = self.dns.listeners.lead
         self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
         self.enforcement = Enforcement(engine, self.root, self.tree.ids)
@@ -340,6 +344,7 @@ class _Agent:
             failed=tuple(failed),
             told=(*told, *self._api_away()),
             pods=tuple(self.pods.rows(self.enforcement)) if self.pods else (),
+            dns=self.dns.numbers(),
         )
         self.board.post(bulletin)
         self.last = bulletin

@@ -1,16 +1,16 @@
 """DNS over TCP, read by a proxy that nobody configures: an answer is released when the kernel knows it.
 
-A client's connection to a trusted resolver ends here (bpf/proxy.h leads it), and goes on from here to the very
-resolver that it asked for. Messages pass through byte for byte; each is held only until the kernel has said
-whether it may be asked, or has learned what it says.
+A client's connection to a trusted resolver ends here (bpf/proxy.h leads it), and goes on from here to the
+very resolver that it asked for. Messages pass through byte for byte; each is held only until the kernel has
+said whether it may be asked, or has learned what it says.
 
 Rules this file obeys:
 
 - The kernel decides (bpf/ask.py). Whoever comes without its word on who they are and whom they asked for is
   refused.
 - An answer passes only where it fits an open question of its own connection, once, and is learned before.
-- Nobody takes the room of another: each workload has so many connections, and where there are too many of all,
-  one of whoever has the most must go. Which: the one that has been silent for longest.
+- Nobody takes the room of another: each workload has so many connections, and where there are too many of
+  all, one of whoever has the most must go. Which: the one that has been silent for longest.
 - Nothing is read that can't be passed on: a client that does not read is not read either (RFC 7766 6.2.1.1).
 - A message that does not come to its end in time ends its connection, as any error does: at once, so that the
   client may ask anew.
@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from bpf.ask import Asker, Door
+from bpf.ask import Asker, Door, Ends
 from gateway import dns_messages as dns
 
-Who = Callable[[socket.socket], Asker | None]  # of a connection that was accepted
+Who = Callable[[Ends], Asker | None]  # of a connection that was accepted
 Key = tuple[int, bytes]
 
 ABORT = struct.pack("ii", 1, 0)  # struct linger: the peer gets a reset
@@ -65,10 +65,10 @@ class Numbers:
 class Proxy:
     """All connections of one process."""
 
-    def __init__(self, door: Door, limits: Limits = Limits()) -> None:
-        self.door, self.limits, self.numbers = door, limits, Numbers()
+    def __init__(self, door: Door, limits: Limits | None = None) -> None:
+        self.door, self.limits, self.numbers = door, limits or Limits(), Numbers()
         self.sessions: dict[int, dict[int, _Session]] = {}  # by workload, then by order of coming
-        self.most = min(limits.all, _descriptors() // 2)
+        self.most = min(self.limits.all, _descriptors() // 2)
 
     @property
     def count(self) -> int:
@@ -214,6 +214,9 @@ class _Session:
         except BaseException:
             made.close()
             raise
+        if not self.proxy.door.is_outside(made):
+            made.close()
+            raise _EndError("a workload as server")
         self.server = trio.SocketStream(made)
         self.nursery.start_soon(self._watched, self._follow_server)
         return self.server
