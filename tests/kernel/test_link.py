@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.room import Room
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, now
 from tests.kernel.link_lab import (
@@ -244,3 +245,19 @@ def test_a_link_of_nobody_passes_nothing(w: World) -> None:
     before = w.b.counted((0,)).get("UNCLASSIFIED", 0)
     w.wire.send(b"x" * 60)
     wait_until(lambda: w.b.counted((0,)).get("UNCLASSIFIED", 0) > before, "it is dropped")
+
+
+def test_of_a_workload_that_ended_its_link_keeps_no_row(w: World) -> None:
+    for version in (4, 6):
+        assert w.leaves(datagram(GOOD[version], b"alone;"), marker=b"alone;")
+        with w.lab.world.entered():
+            client = w.kept(socket.socket(FAMILY[version], TCP))
+        client.connect_ex((POD[version], 8081))
+        server, s = w.theirs(UDP, GOOD[version], 81), w.mine(UDP, version)
+        w.connect(s, GOOD[version], 81)
+        s.send(b"p" * 9000)
+        assert server.recv(65536)
+    written = ("flows", "flow_ring", "inbounds", "inbound_ring", "tallies", "fragments")
+    assert all(any(w.b.d[name].raw_keys()) for name in written)
+    Room(w.b.d).forget(w.number)
+    assert not any(any(w.b.d[name].raw_keys()) for name in written)
