@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,19 @@ class Program:
         return self.read()
 
 
+@contextmanager
+def daemon(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent that is started by this command line, and stopped as a manager does it when the block ends."""
+    with log.open("a") as said:
+        process = subprocess.Popen(command, stderr=said, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
 class Host:
     """One instance of the agent with its files, and the units of its host."""
 
@@ -146,30 +159,18 @@ class Host:
     def agent(
         self, *words: str, ready: bool = True, within: tuple[object, ...] = (), **environ: str
     ) -> Iterator[subprocess.Popen[str]]:
-        """It is ready when the block begins, and stopped as a manager does it when the block ends.
-
-        `within`: a command line that runs it.
-        """
-        with self.log.open("a") as log:
-            process = subprocess.Popen(
-                self.lab.pod.command(
-                    *within,
-                    *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
-                    *(f"{key}={value}" for key, value in environ.items()),
-                    *(SKOUTER, "agent", "--policy-dir", self.policies, "--config", self.config),
-                    *("--root", f"/{self.root.name}", *words),
-                ),
-                stderr=log,
-                text=True,
-            )
-        try:
+        """It is ready when the block begins. `within`: a command line that runs it."""
+        command = self.lab.pod.command(
+            *within,
+            *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
+            *(f"{key}={value}" for key, value in environ.items()),
+            *(SKOUTER, "agent", "--policy-dir", self.policies, "--config", self.config),
+            *("--root", f"/{self.root.name}", *words),
+        )
+        with daemon(command, self.log) as process:
             if ready:
                 self.wait_for_message("READY=1", process)
             yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
 
     def wait_for_message(self, wanted: str, process: subprocess.Popen[str] | None = None) -> str:
         """The next message of the agent that has this line; what comes before is in `messages`."""
