@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from tests.cluster.kubelet import DRIVERS, NETWORK, Kubelet
 from tests.cluster.objects import OURS, create, define, delete, egress, is_served, patch
 from tests.network.conftest import ZONE
 from tests.network.workload import python
-from tests.topology import PATIENCE, TOOLS, Lab
+from tests.topology import PATIENCE, Lab
 
 ALLOWED, REFUSED = "example.com", "example.org"
 PAGE = "tell(outcome(lambda: connect('{}')))"
@@ -29,11 +27,7 @@ KINDS = ("Egress", "ClusterEgress", "ExternalWorkload")
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
-    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-        pytest.skip(f"needs {', '.join(missing)}: run 'make deps'")
+def lab(lab_tools: None) -> Iterator[Lab]:
     with Lab() as built:
         built.world.ip(f"route add {NETWORK} via 192.0.2.1")
         built.dns.add((name, address, 60) for name, addresses in ZONE.items() for address in addresses)

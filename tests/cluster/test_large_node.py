@@ -27,7 +27,7 @@ IDLE = 5  # percent of a processor
 
 
 @pytest.fixture(scope="module")
-def node(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
+def node(lab_tools: None, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
     with Lab() as lab, ApiServer(programs) as api:
         for kind in ("Egress", "ClusterEgress", "ExternalWorkload"):
             if not is_served(api, kind):

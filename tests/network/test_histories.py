@@ -154,9 +154,7 @@ def bound(address: str, port: int) -> socket.socket:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
+def world(superuser: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as undo:
         yield World(tmp_path_factory.mktemp("histories"), undo)
 
