@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bpf import datapath as bpf_datapath
 from gateway import cgroups
 from tests.topology import in_turn, kill_all, lacking, stale
+
+# How long an example takes is up to whatever else this machine does.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 BPFFS = Path("/sys/fs/bpf")
 PREFIX = "skouter-test"

@@ -316,7 +316,5 @@ def test_every_history_is_as_the_naive_model_says(world: World) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     Histories.world = world
-    chosen = settings(
-        max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    chosen = settings(max_examples=EXAMPLES, stateful_step_count=30, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Histories, settings=chosen)
