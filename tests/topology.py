@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import itertools
 import os
 import secrets
 import shutil
@@ -239,6 +240,7 @@ class Lab(AbstractContextManager["Lab"]):
         self.instance = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
         self.folder = Path("/tmp", self.instance)
         self.instances: list[str] = []
+        self._numbers = itertools.count()
         with ExitStack() as undo:
             undo.callback(self._forget)
             self.folder.mkdir(mode=0o755)
@@ -289,9 +291,15 @@ class Lab(AbstractContextManager["Lab"]):
         self.resolv_conf.write_text(f"{text}options timeout:2 attempts:1\n")
 
     def another_instance(self) -> str:
-        """The name of an instance that is removed with the lab."""
-        self.instances.append(f"{self.instance}-{len(self.instances)}")
+        """The name of an instance that is removed with the lab, or by :meth:`remove`."""
+        self.instances.append(f"{self.instance}-{next(self._numbers)}")
         return self.instances[-1]
+
+    def remove(self, instance: str) -> None:
+        """What is attached to the whole hierarchy sees every packet of this machine, and there is room for 64
+        (BPF_CGROUP_MAX_PROGS): who held a host lets go of it."""
+        remove_instance(instance)
+        self.instances.remove(instance)
 
     def skouter(self, *words: object, instance: str = "", machine: Namespace | None = None) -> list[str]:
         """The command line of `skouter WORDS` in the pod, of the lab's own instance."""

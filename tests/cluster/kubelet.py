@@ -307,6 +307,7 @@ class Kubelet:
         self.manager.close()
         self.passage.close()
         remove_cgroup(self.root)
+        self.lab.remove(self.instance)
         for path in (f"/api/v1/nodes/{self.node}", f"{SYSTEM}/services/{self.node}", f"{SLICES}/{self.node}"):
             delete(self.api, path)
 

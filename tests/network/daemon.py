@@ -232,6 +232,7 @@ class Host:
         for folder in sorted((p for p in self.root.rglob("*") if p.is_dir()), reverse=True):
             folder.rmdir()
         self.root.rmdir()
+        self.lab.remove(self.instance)
 
 
 def until(call: Callable[[], Any], wanted: Any, seconds: float = 10) -> None:
