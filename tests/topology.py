@@ -180,7 +180,7 @@ class Namespace:
         assert self.holder.stdin is not None
         assert self.holder.stdout is not None
         self.holder.stdin.close()
-        self.holder.wait(10)
+        self.holder.wait(60)
         self.holder.stdout.close()
 
 

@@ -116,7 +116,7 @@ class Pod:
     def do(self, code: str) -> Any:
         """What a Python program in a new container tells."""
         process = self.start(*python(code), stdout=subprocess.PIPE)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
         return json.loads(out)
 
     @contextmanager

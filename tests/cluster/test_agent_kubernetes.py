@@ -178,7 +178,7 @@ def test_attack_a_pod_races_its_classification(node: Kubelet, space: str, unclas
         node.bind(data)
         until(lambda: node.groups().get(f"pod {space}/eager"), "pods-1")
         time.sleep(0.1)
-        out, _ = process.communicate("end\n", timeout=10)
+        out, _ = process.communicate("end\n", timeout=60)
     (first,), refused = json.loads(out)
     assert (first > bound, refused) == ((True, errno.EPERM) if unclassified == "closed" else (False, None))
 

@@ -50,7 +50,7 @@ def test_the_newer_agent_takes_over_and_the_older_is_its_spare(node: Kubelet, tm
 def test_one_that_stands_by_ends_as_it_is_told(node: Kubelet, tmp_path: Path) -> None:
     with node.agent() as older, node.agent("--health", tmp_path / "newer"):
         older.send_signal(TERM)
-        older.wait(20)
+        older.wait(60)
         wait_for(lambda: is_ready(tmp_path / "newer"), "the newer agent")
 
 
@@ -80,13 +80,13 @@ def test_an_agent_stays_in_force_until_its_daemonset_is_deleted(
     api.kubectl("apply", "-f", "-", input=daemonset(space))
     with node.agent() as agent:
         agent.send_signal(TERM)
-        assert agent.wait(30) == 0
+        assert agent.wait(60) == 0
     assert Parting.STAYS.value in node.said()
     assert pins.is_dir()
     with node.agent() as agent:
         api.kubectl("delete", "daemonset", succession.DAEMONSET, "-n", space)
         agent.send_signal(TERM)
-        assert agent.wait(30) == 0
+        assert agent.wait(60) == 0
     assert Parting.LEAVES.value in node.said()
     assert not pins.exists()
     assert node.status()["attached"] == {}

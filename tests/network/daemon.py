@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway import cgroups, place
 from tests.network.workload import python
-from tests.topology import SKOUTER, Lab, end, wait_for
+from tests.topology import PATIENCE, SKOUTER, Lab, end, wait_for
 
 WEB = "/system.slice/web.service"
 
@@ -95,7 +95,7 @@ def daemon(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 class Host:
@@ -136,7 +136,7 @@ class Host:
 
     def do(self, path: str, code: str) -> Any:
         """What a Python program in the unit tells."""
-        done = subprocess.run(self.command(path, *python(code)), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(self.command(path, *python(code)), capture_output=True, text=True, timeout=60)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
@@ -236,7 +236,7 @@ class Host:
 
 
 def until(call: Callable[[], Any], wanted: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while (found := call()) != wanted:
         assert time.monotonic() < deadline, f"still {found}, not {wanted}"
         time.sleep(0.05)

@@ -82,6 +82,6 @@ def test_the_demo_leaves_nothing_behind_when_it_is_interrupted():
         if "moves to another site" in line:
             os.kill(process.pid, signal.SIGINT)
             break
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
     assert left(process.pid) == []
