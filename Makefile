@@ -25,11 +25,13 @@ demo: packages-lab $(VENV)/ready
 
 # Tests wait more than they compute, so there are more workers than processors, and each may take its time. A file's
 # tests stay together, for what they share; the order is that of the folders, since the longest come first there.
+# Those that measure time come after all others, alone.
 # Every start of the program would compile the checkout anew where Python may not keep what it compiled.
 test: export SKOUTER_TEST_PATIENCE ?= 3
 test: export PYTHONDONTWRITEBYTECODE =
 test: packages-tests $(VENV)/ready-dev lint tools
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not quiet' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m quiet
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check

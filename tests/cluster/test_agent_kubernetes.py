@@ -119,6 +119,7 @@ def place_of(node: Kubelet, cgroup: Path) -> int | None:
     return node.rows().get(cgroup.stat().st_ino)
 
 
+@pytest.mark.quiet
 def test_a_pod_is_classified_soon_after_the_later_of_its_cgroup_and_its_object(
     node: Kubelet, space: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.network.conftest import MANY, MANY_NETWORK, REFUSED4
 from tests.topology import DNS4, wait_for
 
+pytestmark = pytest.mark.quiet
 ALLOW = ("--allow", "*.many.test", "--")
 
 
