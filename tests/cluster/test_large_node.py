@@ -120,7 +120,7 @@ def test_a_large_node(node: Kubelet, record_property: Callable[[str, object], No
         told("a changed object, seconds", round(time.monotonic() - began, 3))
         told("processor time of both, seconds", round(seconds_of_cpu(pid) - before, 2))
         wait_for(lambda: percent(pid) < IDLE, "a calm agent", READY)  # when it told of each object
-        told("idle, percent of a processor", round(percent(pid, 30), 1))
+        told("idle, percent of a processor", round(percent(pid), 1))
         told("its RSS then, MiB", rss(pid) >> 20)
         assert rss(pid) < RSS
     began = time.monotonic()
