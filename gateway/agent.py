@@ -66,7 +66,8 @@ def run(request: Request, where: Place) -> int:
             trio.run(agent.main)
         except BaseExceptionGroup as group:
             raise _first(group) from group
-    agent.parting.carry_out(where)
+        agent.parting.clear(where)
+    agent.parting.stand_by()
     return 0
 
 
@@ -141,8 +142,7 @@ class _Agent:
             if number == signal.SIGHUP:
                 self._ask(read=True)
             else:
-                door = self.source.door if self.source else None
-                self.parting = await trio.to_thread.run_sync(parting, number, self.request.node, door)
+                self.parting = await trio.to_thread.run_sync(parting, number, self.source)
                 say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
                 self.notifier.stopping(self.parting.value)
                 self.nursery.cancel_scope.cancel()
@@ -343,9 +343,9 @@ class _Agent:
 def _source(node: NodeOf | None) -> Kubernetes | None:
     if node is None:
         return None
-    from gateway.source_kubernetes import Kubernetes  # late: its client is slow to import
+    from gateway.source_kubernetes import Asked, Kubernetes  # late: its client is slow to import
 
-    return Kubernetes(node.name, node.kubeconfig)
+    return Kubernetes(node.name, node.kubeconfig, Asked(home=node.namespace))
 
 
 def _options(settings: Settings, around: Surroundings) -> Options:
