@@ -7,9 +7,9 @@ message stands in a frame between the client and the server it asked for, behind
 
 from __future__ import annotations
 
-import socket
 import struct
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from bpf import kernel
 from bpf.datapath import Datapath
@@ -23,6 +23,13 @@ IPV4 = struct.Struct(">BxH4xBB2x4s4s")
 IPV6 = struct.Struct(">IHBB16s16s")
 TCP = struct.Struct(">HHIIBBH4x")
 PROTOCOL, HOPS, PUSH = 6, 64, 0x18
+
+
+class Ends(Protocol):
+    """A connected TCP socket."""
+
+    def getsockname(self) -> Any: ...
+    def getpeername(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Door:
     def __init__(self, datapath: Datapath) -> None:
         self.datapath = datapath
 
-    def led(self, connection: socket.socket) -> Asker | None:
+    def led(self, connection: Ends) -> Asker | None:
         """The client of a connection that connect() was led to; None where it came by itself."""
         here, there = connection.getsockname(), connection.getpeername()
         listener, client = _plain(here[0]), _plain(there[0])
@@ -57,10 +64,31 @@ class Door:
         server, port = context[CB : CB + 16], context[CB + 16 : CB + 18]
         return Asker(high << 32 | low, client, there[1], address(server), int.from_bytes(port, "big"))
 
+    def is_outside(self, connection: Ends) -> bool:
+        """Whether a server that we are connected to is nobody whom we hold: it lies on another host, or its
+        socket is there to be asked whose it is."""
+        here, there = connection.getsockname(), connection.getpeername()
+        ours, server = _plain(here[0]), _plain(there[0])
+        if ours != server and not server.is_loopback:
+            return True
+        frame = _frame(ours, here[1], server, there[1], b"")
+        return kernel.test_run(self.datapath.programs["outside"], frame)[0] == 1
+
+    def steered(self, connection: Ends) -> Asker | None:
+        """The client of a connection that a workload's link sent here: whose link that is, its address says,
+        which is proven there. The server is the address that the connection is to."""
+        here, there = connection.getsockname(), connection.getpeername()
+        server, client = _plain(here[0]), _plain(there[0])
+        for _, link in self.datapath["links"].items():
+            row = self.datapath["workloads"].get(int(link.workload))
+            if row and row.home and self.datapath["own"].get((pack_address(client), int(row.home))):
+                return Asker(int(link.workload), client, there[1], server, here[1])
+        return None
+
     def stands(self, asker: Asker) -> bool:
         """Whether the workload has a policy still, and that trusts the server."""
         row = self.datapath["workloads"].get(asker.workload)
-        if row is None:
+        if row is None or not row.policy:
             return False
         key = (pack_address(asker.server), int(row.policy), asker.server_port.to_bytes(2, "big"))
         return self.datapath["resolvers"].get(key) is not None

@@ -59,8 +59,8 @@ HOOKS = {
 STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
 # Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
 LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
-LINK_STAGES = ("question", "ask")
-PROXY = ("whose", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
+LINK_STAGES = ("question", "ask", "alone", "proxied")
+PROXY = ("whose", "outside", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
 
 
 def maps_folder(root: Path) -> Path:

@@ -2,8 +2,8 @@
  *
  *   connect4, connect6  lead a connection to a trusted resolver to the proxy, and note whom it asked for
  *   peer                (getpeername) the client sees the server it asked for
- *   whose, inquire, teach   attached nowhere: the proxy has them run (BPF_PROG_TEST_RUN, bpf/ask.py) on a
- *                       message in a frame between client and server. They go on in the stages that read
+ *   whose, outside, inquire, teach   attached nowhere: the proxy has them run (BPF_PROG_TEST_RUN, bpf/ask.py)
+ *                       on a frame between client and server. They go on in the stages that read
  *                       datagrams: what may be asked, and what is learned, is the same over TCP and UDP.
  *
  * Rules this file obeys:
@@ -11,7 +11,8 @@
  *   - Only the kernel writes down whom a socket asked for, and who asked; the proxy takes nobody's word.
  *   - What is not led is judged as if there were no proxy: its answers teach nothing, and where questions are
  *     checked it is refused.
- *   - The proxy vouches for an answer: it asked the question itself, of the server that the kernel names.
+ *   - The proxy vouches for an answer: it asked the question itself, of the server that the kernel names, and
+ *     where that is on this host, of a process that is nobody's workload.
  */
 
 enum { IPV4_LOOPBACK = 0x7f000001, TCP_HEADER = 20 };
@@ -130,18 +131,15 @@ int peer6(struct bpf_sock_addr *ctx)
 	return PASS;
 }
 
-/* The frame is one from the proxy to its client. Of the client's own socket, in the caller's namespace, is told
- * who asked (mark and priority), and whom (the control block). */
-int whose(struct __sk_buff *skb)
+/* The socket of this network namespace to which the frame goes; to be released. */
+static __always_inline struct bpf_sock *receiver(struct __sk_buff *skb)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct packet p ALIGNED = {};
-	struct bpf_sock *client;
-	struct socket *s;
-	u32 size = sizeof(tuple.ipv6), found = 0;
+	u32 size = sizeof(tuple.ipv6);
 
 	if (read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
-		return DROP;
+		return NULL;
 	if (is_ipv4(p.tuple.remote)) {
 		tuple.ipv4.saddr = word(p.tuple.local, 3);
 		tuple.ipv4.daddr = word(p.tuple.remote, 3);
@@ -154,7 +152,17 @@ int whose(struct __sk_buff *skb)
 		tuple.ipv6.sport = *(u16 *)p.tuple.local_port;
 		tuple.ipv6.dport = *(u16 *)p.tuple.remote_port;
 	}
-	client = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/* The frame is one from the proxy to its client. Of the client's own socket is told who asked (mark and
+ * priority), and whom (the control block). */
+int whose(struct __sk_buff *skb)
+{
+	struct bpf_sock *client = receiver(skb);
+	struct socket *s;
+	u32 found = 0;
+
 	if (!client)
 		return DROP;
 	s = sockets.sk_storage_get(client, 0, 0);
@@ -170,6 +178,34 @@ int whose(struct __sk_buff *skb)
 	}
 	bpf_sk_release(client);
 	return found;
+}
+
+/* The frame is one from the proxy to a server on this host, which must be none of those whom we hold: what a
+ * workload says to itself, or to another, teaches nobody. */
+int outside(struct __sk_buff *skb)
+{
+	struct settings *now = setting();
+	struct workload *found = NULL;
+	struct bpf_sock *server;
+
+	if (!now)
+		return DROP;
+	server = receiver(skb);
+	if (!server)
+		return DROP;
+	for (int i = 0; i < LEVELS; i++) {
+		int level = (int)now->deepest - i;
+		u64 id;
+
+		if (level < (int)now->shallowest)
+			break;
+		id = bpf_sk_ancestor_cgroup_id(server, level);
+		found = id ? workloads.lookup(&id) : NULL;
+		if (found)
+			break;
+	}
+	bpf_sk_release(server);
+	return !found || found->policy == EXEMPT;
 }
 
 /* A message that the proxy has of a client (or for it) goes on in a stage. */

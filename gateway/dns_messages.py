@@ -2,10 +2,10 @@
 
 Rules this file obeys:
 
-- It decides nothing. Which names may be asked for, and which addresses are learned, the kernel says; here a long
-  answer is only laid out in portions as its reader takes them (bpf/dns.h).
-- What the kernel's reader calls broken is broken here: an answer is believed whole or not at all. One that says
-  that it is truncated may end early.
+- It decides nothing. Which names may be asked for, and which addresses are learned, the kernel says; here a
+  long answer is only laid out in portions as its reader takes them (bpf/dns.h).
+- What the kernel's reader calls broken is broken here: an answer is believed whole or not at all. One that
+  says that it is truncated may end early.
 - An answer of another's making may be 64 KiB of nonsense: nothing here takes longer than its length says.
 
 Sources: RFC 1035 4, RFC 6891, RFC 7766, RFC 5936 (transfers).
@@ -178,6 +178,8 @@ def _wire(name: DNSLabel) -> bytes:
 
 class _Buffer(DNSBuffer):  # type: ignore[misc]
     """dnslib's, but as strict about names as the kernel is, and without its recursion."""
+
+    offset: int
 
     def decode_name(self, _last: int = -1) -> DNSLabel:
         labels, size, behind, hops = [], 1, 0, 0

@@ -1,16 +1,16 @@
 """DNS over TCP, read by a proxy that nobody configures: an answer is released when the kernel knows it.
 
-A client's connection to a trusted resolver ends here (bpf/proxy.h leads it), and goes on from here to the very
-resolver that it asked for. Messages pass through byte for byte; each is held only until the kernel has said
-whether it may be asked, or has learned what it says.
+A client's connection to a trusted resolver ends here (bpf/proxy.h leads it), and goes on from here to the
+very resolver that it asked for. Messages pass through byte for byte; each is held only until the kernel has
+said whether it may be asked, or has learned what it says.
 
 Rules this file obeys:
 
 - The kernel decides (bpf/ask.py). Whoever comes without its word on who they are and whom they asked for is
   refused.
 - An answer passes only where it fits an open question of its own connection, once, and is learned before.
-- Nobody takes the room of another: each workload has so many connections, and where there are too many of all,
-  one of whoever has the most must go. Which: the one that has been silent for longest.
+- Nobody takes the room of another: each workload has so many connections, and where there are too many of
+  all, one of whoever has the most must go. Which: the one that has been silent for longest.
 - Nothing is read that can't be passed on: a client that does not read is not read either (RFC 7766 6.2.1.1).
 - A message that does not come to its end in time ends its connection, as any error does: at once, so that the
   client may ask anew.
@@ -27,14 +27,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from bpf.ask import Asker, Door
+from bpf.ask import Asker, Door, Ends
 from gateway import dns_messages as dns
 
-Who = Callable[[socket.socket], Asker | None]  # of a connection that was accepted
+Who = Callable[[Ends], Asker | None]  # of a connection that was accepted
 Key = tuple[int, bytes]
 
 ABORT = struct.pack("ii", 1, 0)  # struct linger: the peer gets a reset
 PIECE = 16384  # bytes that are read at once
+AT_ONCE = 64  # connections that are accepted in a row
 OUT_OF_ROOM = 0.1  # seconds to wait where there are no descriptors left
 UNREAD = b""  # in place of a question: an answer that teaches nothing, known by its id alone
 
@@ -65,10 +66,10 @@ class Numbers:
 class Proxy:
     """All connections of one process."""
 
-    def __init__(self, door: Door, limits: Limits = Limits()) -> None:
-        self.door, self.limits, self.numbers = door, limits, Numbers()
+    def __init__(self, door: Door, limits: Limits | None = None) -> None:
+        self.door, self.limits, self.numbers = door, limits or Limits(), Numbers()
         self.sessions: dict[int, dict[int, _Session]] = {}  # by workload, then by order of coming
-        self.most = min(limits.all, _descriptors() // 2)
+        self.most = min(self.limits.all, _descriptors() // 2)
 
     @property
     def count(self) -> int:
@@ -85,19 +86,25 @@ class Proxy:
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
-                made, _ = listener.accept()
+                for _ in range(AT_ONCE):  # who connects a thousand times shall not hold up who comes behind
+                    made, _ = listener.accept()
+                    self._admit(made, who, nursery)
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError:
                 self.numbers.errors["no descriptors"] += 1
                 await trio.sleep(OUT_OF_ROOM)
-                continue
+
+    def _admit(self, made: socket.socket, who: Who, nursery: trio.Nursery) -> None:
+        try:
             asker = who(made)
-            if asker is None:
-                self.numbers.errors["unknown client"] += 1
-                _reset(made)
-                continue
+        except OSError:  # it has gone already
+            asker = None
+        if asker:
             nursery.start_soon(self._attend, made, asker)
+        else:
+            self.numbers.errors["unknown client"] += 1
+            _reset(made)
 
     async def _attend(self, made: socket.socket, asker: Asker) -> None:
         self._make_room(asker.workload)
@@ -214,6 +221,9 @@ class _Session:
         except BaseException:
             made.close()
             raise
+        if not self.proxy.door.is_outside(made):
+            made.close()
+            raise _EndError("a workload as server")
         self.server = trio.SocketStream(made)
         self.nursery.start_soon(self._watched, self._follow_server)
         return self.server

@@ -3,8 +3,8 @@
 Rules this file obeys:
 
 - Listening costs nothing; the proxy and its libraries come with the first client.
-- A listener is marked in the kernel as ours. connect() is led to no other, so that nobody who takes the port when
-  we are gone takes the connections too: they are refused by then (bpf/proxy.h).
+- A listener is marked in the kernel as ours. connect() is led to no other, so that nobody who takes the port
+  when we are gone takes the connections too: they are refused by then (bpf/proxy.h).
 - What we write to `proxies` stays when we end.
 """
 
@@ -15,12 +15,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-
 from bpf.datapath import Datapath
 from routing.own import namespace_cookie
 
-
 BACKLOG = 1024
+TRANSPARENT = {  # linux/in.h, linux/in6.h: IP_TRANSPARENT, IPV6_TRANSPARENT
+    socket.AF_INET: (socket.IPPROTO_IP, 19),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 75),
+}
 LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
@@ -105,3 +107,50 @@ async def serve(listeners: Listeners) -> None:
 
     door = Door(listeners.datapath)
     await Proxy(door).serve([(made, door.led) for made in listeners.sockets.values()])
+
+
+class AgentProxy:
+    """The proxy of a node: of what connect() led here, and of what the links of pods steer here."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        from bpf.ask import Door
+        from gateway.dns_proxy import Proxy
+
+        self.datapath = datapath
+        self.listeners, self.steered = Listeners(datapath), _transparent(datapath)
+        self.door = Door(datapath)
+        self.proxy = Proxy(self.door)
+
+    async def serve(self) -> None:
+        """For ever."""
+        led = [(made, self.door.led) for made in self.listeners.sockets.values()]
+        await self.proxy.serve([*led, *((made, self.door.steered) for made in self.steered)])
+
+    def numbers(self) -> dict[str, int]:
+        """What was done so far, and the connections that are open."""
+        done = self.proxy.numbers
+        errors = {f"error: {name}": count for name, count in sorted(done.errors.items())}
+        told = {name: getattr(done, name) for name in ("connections", "questions", "refused", "taught")}
+        return {"open": self.proxy.count, **told, **errors}
+
+    def close(self) -> None:
+        self.listeners.close()
+        for made in self.steered:
+            made.close()
+
+
+def _transparent(datapath: Datapath) -> list[socket.socket]:
+    """Listeners that take connections to any address (ip(7), IP_TRANSPARENT), handed to the links' programs.
+    Their answers carry a mark by which they are not steered here again."""
+    held, found = datapath["settings"][0], []
+    for index, (family, address) in enumerate(LOOPBACKS):
+        with suppress(OSError):  # a host without that family
+            made = socket.socket(family, socket.SOCK_STREAM)
+            level, option = TRANSPARENT[family]
+            made.setsockopt(level, option, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(held.mark_mask) & ~int(held.mark))
+            made.bind((address, 0))
+            made.listen(BACKLOG)
+            datapath["listeners"][index] = made.fileno()
+            found.append(made)
+    return found

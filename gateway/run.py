@@ -65,6 +65,8 @@ def run(request: Request, where: place.Place) -> int:
     engine = Engine(where)
     for layout in other_layouts(where.pins):
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
+    proxy = ProxyThread(engine.datapath, say)
+    engine.lead = proxy.listeners.lead
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
     about = {"command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
     admitted = admit(engine, name, request.policy, request.options, own.home(), about)
@@ -73,8 +75,9 @@ def run(request: Request, where: place.Place) -> int:
     try:
         for problem in admitted.problems:
             say(problem)
-        status = _supervise(request, user, engine, admitted, report)
+        status = _supervise(request, user, engine, admitted, report, proxy)
     finally:
+        proxy.close()
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
         left = dismiss(engine, admitted)
         engine.close()
@@ -82,11 +85,11 @@ def run(request: Request, where: place.Place) -> int:
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-def _supervise(request: Request, user: User, engine: Engine, admitted: Held, report: Report) -> int:
+def _supervise(
+    request: Request, user: User, engine: Engine, admitted: Held, report: Report, proxy: ProxyThread
+) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
     (cgroup,) = admitted.cgroups
-    proxy = ProxyThread(engine.datapath, say)
-    proxy.listeners.lead(admitted.number)
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
 
     def rehome() -> None:
@@ -114,13 +117,15 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
         say("the command could not be confined, so it was not started: run it outside of a container")
         return NOT_EXECUTABLE
     finally:
-        proxy.close()
         ring.close()
 
 
 def _wait(process: subprocess.Popen[bytes], calls: Calls, once: Calls) -> int:
-    """Calls whenever something is there to be read, or the first time only. No event loop of a library: what there is to wait for is three descriptors, and starting one takes
-    longer than most commands (pidfd_open(2))."""
+    """Calls whenever something is there to be read, or the first time only.
+
+    No event loop of a library: what there is to wait for is a few descriptors, and starting one takes longer
+    than most commands (pidfd_open(2)).
+    """
     end = os.pidfd_open(process.pid)
     try:
         with selectors.DefaultSelector() as waiting:

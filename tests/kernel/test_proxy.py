@@ -126,7 +126,7 @@ def test_the_largest_portion_fits_a_frame(proxy: Proxy) -> None:
     """The longest name, an alias as long, and as many IPv6 addresses as there may be."""
     name = ".".join(["x" * 59] * 4) + ".example.com"
     answer = Answer(random.Random(0), name=name)
-    answer.add(5, wire("y" * 59) [:-1] + wire(name)[60:], owner=b"\xc0\x0c")
+    answer.add(5, wire("y" * 59)[:-1] + wire(name)[60:], owner=b"\xc0\x0c")
     for i in range(65):
         answer.add(28, b"\x20\x01\x0d\xb8" + bytes(10) + i.to_bytes(2, "big"), owner=b"\xc0\x0c")
     for asker in (proxy.asker, proxy.asker6):
@@ -142,7 +142,7 @@ def test_the_largest_portion_fits_a_frame(proxy: Proxy) -> None:
         assert len(proxy.learned()) == 1
 
 
-# ---- Three readers ------------------------------------------------------------------------------------------
+# ---- Three readers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
