@@ -43,7 +43,9 @@ from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
 from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
+from routing import links
 from routing.own import changes, drain
+from routing.steering import Marks
 
 if TYPE_CHECKING:
     from gateway.source_kubernetes import Kubernetes
@@ -113,6 +115,7 @@ class _Agent:
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self.refusals.tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
+                self.nursery.start_soon(self._follow_links)
                 self.nursery.start_soon(duties.attend, self)
 
     async def _begin(self) -> None:
@@ -199,6 +202,16 @@ class _Agent:
             self._ask()
             await self.source.changed()
 
+    async def _follow_links(self) -> None:
+        """A pod may get its interfaces after its first process."""
+        with links.changes() as news:
+            while self.pods:
+                await trio.lowlevel.wait_readable(news)
+                drain(news)
+                if unlinked := self.pods.homes.unlinked(trio.current_time()):
+                    self.stirred |= unlinked
+                    self._ask()
+
     async def _look_around(self) -> None:
         """Addresses are told by the kernel as they change; what nobody tells is looked at again and again."""
         with changes() as addresses:
@@ -208,7 +221,8 @@ class _Agent:
                     drain(addresses)
                 found, attached = await trio.to_thread.run_sync(self._look)
                 is_new = (found, attached) != (self.surroundings, self.attached)
-                if is_new or trio.current_time() > self.swept + RENEW:
+                moved = await trio.to_thread.run_sync(self.enforcement.engine.links.moved)
+                if is_new or moved or trio.current_time() > self.swept + RENEW:
                     self.surroundings, self.attached = found, attached
                     self.must_find = self.must_find or is_new
                     self._ask()
@@ -282,8 +296,9 @@ class _Agent:
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
+            ways, marks = self.pods.homes.ways, Marks(self.settings.link.mask, self.settings.link.mark)
             return wanted, self.enforcement.apply(
-                wanted, ids, options, around.home, self.pods.where(around.home)
+                wanted, ids, options, around.home, self.pods.where(around.home), ways, marks
             )
 
         wanted, outcome = await self._at_length(enforce)
@@ -330,6 +345,8 @@ class _Agent:
         self._ask()
 
     def _post(self, failed: Iterable[str], told: Iterable[str]) -> str:
+        rows = self.pods.rows(self.enforcement) if self.pods else []
+        loose = self.pods.loose(rows) if self.pods else []
         bulletin = Bulletin(
             pid=os.getpid(),
             policies=str(self.request.policies),
@@ -338,8 +355,8 @@ class _Agent:
             cgroups=len(self.enforcement.placed),
             problems=self.good.problems,
             failed=tuple(failed),
-            told=(*told, *self._api_away()),
-            pods=tuple(self.pods.rows(self.enforcement)) if self.pods else (),
+            told=(*told, *loose, *self._api_away()),
+            pods=tuple(rows),
         )
         self.board.post(bulletin)
         self.last = bulletin

@@ -25,6 +25,7 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
+from gateway.links import Links
 from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
 from gateway.room import Room
@@ -92,11 +93,14 @@ class Engine:
             )
             self.numbers = Numbers(self.datapath)
             self.homes = Homes(self.datapath)
+            self.links = Links(self.datapath)
             self.room = Room(self.datapath)
             self._held: dict[int, Held] = {}
             where.cgroup.mkdir(exist_ok=True)
             self._cover(*cgroups.levels(where.cgroup, 1))
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
+            if host:
+                self.links.settle()
             self._attach(host)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL, errno.ESRCH, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """`kind` is empty for a device of hardware. `peer` is the other end's number, or 0; `beyond` says in which
+    """`kind` is empty for a device of hardware. `peer` is the other end's number, or 0. `beyond`: in which
     namespace that is, by the number by which the calling thread's knows it; None: in this one."""
 
     index: int
@@ -118,6 +118,12 @@ def filters(index: int, hook: int) -> list[Filter]:
 def _name(message: Any) -> str:
     options = message.get_attr("TCA_OPTIONS")
     return str(options.get_attr("TCA_BPF_NAME") or "") if message.get_attr("TCA_KIND") == "bpf" else ""
+
+
+def with_filters() -> list[int]:
+    """Interfaces on which there may be any."""
+    with _netlink() as netlink:
+        return [int(q["index"]) for q in netlink.get_qdiscs() if q.get_attr("TCA_KIND") == CLSACT]
 
 
 def set_filter(index: int, hook: int, preference: int, program: int, name: str) -> None:
