@@ -28,6 +28,7 @@
 #include "aliases.h"
 #include "patterns.h"
 #include "learn.h"
+#include "questions.h"
 #include "stages.h"
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
@@ -41,24 +42,6 @@ static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 static __always_inline int is_forged(const u8 *source, const u8 *destination)
 {
 	return !is_loopback(source) && !same_address(source, destination);
-}
-
-static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32 offset, u64 workload)
-{
-	skb->cb[CB_HOOK] = hook;
-	skb->cb[CB_OFFSET] = offset;
-	skb->cb[CB_WORKLOAD] = workload;
-	skb->cb[CB_WORKLOAD_HIGH] = workload >> 32;
-	stages.call(skb, next);
-}
-
-/* Whether an address is one of the workload's network namespace. */
-static __always_inline int is_own(const struct subject *who, const u8 *address)
-{
-	struct own_key key ALIGNED = {.home = who->home};
-
-	copy_address(key.address, address);
-	return own.lookup(&key) != NULL;
 }
 
 static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock *sk, struct socket *s,
@@ -101,12 +84,6 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct bpf_sock
 	if (s && passes(reason) && !(sk && sk->type == SOCK_RAW && p->protocol == IPPROTO_TCP))
 		remember(s, who, &p->tuple, reason);
 	return reason;
-}
-
-static __always_inline int trusts(const struct subject *who, const struct packet *p)
-{
-	return may_be_resolver(who->flags, p->tuple.remote_port) &&
-	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
 }
 
 /* Over loopback, to a server on this host: of those that are not trusted nothing is known, so that where

@@ -26,12 +26,15 @@ from bpf.contract import INNER_MAP, MAP, Contract, contract
 
 INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 ENTRY = re.compile(r"^int (\w+)\(struct (__sk_buff|bpf_sock_addr) \*\w+\)$", re.MULTILINE)
+# Each text is compiled on its own. Program types cannot share a table of stages: what a text calls `stages`
+# is the map that stands here.
+TEXTS = {"cgroup.c": "stages", "link.c": "link_stages"}
 INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
 LOAD_IMMEDIATE_64, PSEUDO_MAP = 0x18, 1
 
 
 @cache
-def flatten(name: str = "cgroup.c") -> str:
+def flatten(name: str) -> str:
     """The text of one C file with our own headers laid in.
 
     BCC rewrites map calls in the main text only, hence one text; ``#line`` keeps file and line in the
@@ -49,7 +52,7 @@ def flatten(name: str = "cgroup.c") -> str:
 @cache
 def text_hash() -> str:
     """Names the programs: any change of any C file changes it."""
-    return hashlib.blake2b(flatten().encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("".join(map(flatten, TEXTS)).encode(), digest_size=8).hexdigest()
 
 
 def declare_maps(text: str, layout: Contract) -> str:
@@ -76,7 +79,7 @@ def declare_maps(text: str, layout: Contract) -> str:
 
 
 def instructions(extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Program -> {"code": hex, "maps": {instruction: map}}, for every entry point of cgroup.c.
+    """Program -> {"code": hex, "maps": {instruction: map}}, for every entry point: "link.c:question".
 
     Raises :class:`RuntimeError`; the compiler's own words are on stderr.
     """
@@ -88,15 +91,17 @@ def instructions(extra: tuple[str, ...] = ()) -> dict[str, Any]:
 
         architecture = sysconfig.get_config_var("MULTIARCH")
         flags = ["-I/usr/include", f"-I/usr/include/{architecture}", *extra]
-        try:
-            module = bcc.BPF(text=declare_maps(flatten(), contract()), cflags=flags)
-        except Exception as error:
-            raise RuntimeError("the kernel half does not compile") from error
-    descriptors = {_descriptor(bcc, module, name): name for name in contract().maps}
-    return {
-        name: _program(module.dump_func(name.encode()), descriptors)
-        for name, _context in ENTRY.findall(flatten())
-    }
+        found: dict[str, Any] = {}
+        for text, stages in TEXTS.items():
+            try:
+                module = bcc.BPF(text=declare_maps(flatten(text), contract()), cflags=flags)
+            except Exception as error:
+                raise RuntimeError("the kernel half does not compile") from error
+            descriptors = {_descriptor(bcc, module, name): name for name in contract().maps}
+            descriptors[_descriptor(bcc, module, "stages")] = stages
+            for name, _context in ENTRY.findall(flatten(text)):
+                found[f"{text}:{name}"] = _program(module.dump_func(name.encode()), descriptors)
+    return found
 
 
 def _descriptor(bcc: Any, module: Any, name: str) -> int:

@@ -39,6 +39,11 @@ enum limit {
 	FLOW_SECONDS = 300,       /* how long a silent peer of a socket with many peers is remembered */
 	EVENTS_PER_SECOND = 100,  /* of one policy; TRACE lifts it */
 	DNS_PORT = 53,
+	MARK = 0x10,              /* of packets to the proxy, unless `settings` say otherwise */
+	MARK_MASK = 0x30,         /* bits of marks that are ours; what else they hold: routing/ */
+	FRAGMENTS = 64,           /* datagrams in pieces that one workload may have under way */
+	FRAGMENT_SECONDS = 30,    /* how long their pieces are waited for (RFC 791 3.2) */
+	LINK_BIT = 63,            /* of a workload's id: its rows and rings that the link writes; no cgroup has it */
 };
 
 struct settings {
@@ -50,6 +55,8 @@ struct settings {
 	__u32 inbounds;           /* peers outside that one workload may answer */
 	__u32 addresses;          /* that one peer of a policy may hold */
 	__u32 questions;          /* open ones of one workload */
+	__u32 mark;               /* of packets that are led to the proxy, within mark_mask */
+	__u32 mark_mask;
 };
 
 struct policy {
@@ -62,8 +69,23 @@ struct policy {
 /* Workloads of one policy may live in different network namespaces: so each row says where. */
 struct workload {
 	__u32 policy;
-	__u32 flags;              /* OWN_SOURCES, COOKIE: added to the policy's */
+	__u32 flags;              /* OWN_SOURCES, COOKIE, LINKED: added to the policy's */
 	__u64 home;               /* its network namespace's cookie, else its inode's number; 0: not asked */
+};
+
+/* Of an interface of the host that is one end of a workload's link: who is at the other end. */
+struct link {
+	__u64 workload;
+	__u8 mac[6];              /* of that end */
+	__u8 pad[2];
+};
+
+/* The ports of the host's loopback to which connect() to a trusted resolver's TCP port is led; 0: nowhere. */
+struct proxy {
+	__u64 netns;              /* only sockets of the namespace with this cookie; 0: of any */
+	__u8 port4[2];
+	__u8 port6[2];
+	__u32 pad;
 };
 
 struct own_key {
@@ -205,6 +227,9 @@ struct socket {
 	__u32 passive;            /* born of a listener and silent so far */
 	__u32 pid;
 	char comm[16];
+	__u8 server[16];          /* whom it asked for when it was led to the proxy */
+	__u8 server_port[2];
+	__u8 pad[6];
 };
 
 struct inbound_key {
@@ -214,6 +239,22 @@ struct inbound_key {
 
 struct inbound {
 	__u64 seen;
+};
+
+/* A datagram in pieces of which the first was admitted. A workload's next one may take its slot. */
+struct fragment_key {
+	__u64 workload;
+	__u64 slot;
+};
+
+struct fragment {
+	__u8 local[16];
+	__u8 remote[16];
+	__u32 id;
+	__u32 protocol;           /* 0 for IPv6, where it is no part of what pieces are known by (RFC 8200 4.5) */
+	__u64 seen;
+	__u32 end;                /* of the first piece's data, in bytes: no other begins before */
+	__u32 pad;
 };
 
 /* A place among the addresses that one peer of a policy holds. */
@@ -312,6 +353,9 @@ struct slate {
 MAP(array, settings, __u32, struct settings, 1)
 MAP(array, policies, __u32, struct policy, POLICIES)
 MAP(hash, workloads, __u64, struct workload, 65536)
+MAP(hash, links, __u32, struct link, 65536)
+MAP(array, proxies, __u32, struct proxy, POLICIES)
+MAP(sockmap, listeners, __u32, __u64, 2)
 MAP(hash, own, struct own_key, __u32, 65536)
 MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
@@ -335,9 +379,11 @@ MAP(hash, flows, struct flow_key, struct flow, 262144)
 MAP(hash, flow_ring, struct place, struct flow_key, 262144)
 MAP(hash, inbounds, struct inbound_key, struct inbound, 524288)
 MAP(hash, inbound_ring, struct place, struct inbound_key, 524288)
-MAP(percpu_array, counters, __u32, struct counter, 163840)
+MAP(hash, fragments, struct fragment_key, struct fragment, 65536)
+MAP(percpu_array, counters, __u32, struct counter, 196608)
 MAP(array, paces, __u32, struct pace, POLICIES)
 MAP(rings, events, __u32, __u32, POLICIES)
 MAP(percpu_array, slates, __u32, struct slate, SLATES)
 MAP(hash, claims, __u32, __u32, 65536)
 MAP(programs, stages, __u32, __u32, STAGES)
+MAP(programs, link_stages, __u32, __u32, STAGES)

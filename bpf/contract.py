@@ -30,6 +30,7 @@ KINDS = {
     "lpm": ("lpm_trie", 11, 1),
     "rings": ("array_of_maps", 12, 0),
     "automata": ("array_of_maps", 12, 0),
+    "sockmap": ("sockmap", 15, 0),
     "storage": ("sk_storage", 24, 1 | 1 << 9),
 }
 BYTES = ("uint8_t", "char")

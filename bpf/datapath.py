@@ -21,7 +21,7 @@ from typing import Any
 
 from bpf import kernel
 from bpf.contract import Map, contract
-from bpf.load import HOOKS, STAGES, DatapathError, build, check_layout, maps_folder, programs_folder
+from bpf.load import HOOKS, DatapathError, build, check_layout, maps_folder, programs_folder, wanted
 
 DECIDING = tuple(name for name in HOOKS if name != "resolver")
 
@@ -121,7 +121,7 @@ class Datapath:
             for name, m in contract().maps.items():
                 self.tables[name] = Table(kernel.get(maps_folder(root) / name), m)
                 check_layout(self.tables[name].fd, m, maps_folder(root) / name)
-            for name in (*HOOKS, *STAGES):
+            for name in wanted():
                 self.programs[name] = kernel.get(programs_folder(root) / name)
         except OSError as error:
             self.close()

@@ -38,8 +38,10 @@ static __always_inline void mix(struct slate *s, u32 byte)
 
 static __always_inline int load_message(struct __sk_buff *skb, struct slate *s, u32 offset)
 {
-	u32 length = skb->len - offset;
+	u32 length;
 
+	offset += L2;
+	length = skb->len - offset;
 	s->wrong = NONE;
 	s->partial = length > MESSAGE;
 	if (skb->len <= offset + HEADER)

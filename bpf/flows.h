@@ -16,12 +16,43 @@
 
 enum { LEVELS = 8, TCP_STATE_LISTEN = 10, TCP_STATE_SYN_RECV = 3 };
 
+/* Fills in what the rows of a workload say; 0 where it is exempt. */
+static __always_inline int fill_subject(struct subject *who, u64 id, const struct workload *found)
+{
+	struct policy *policy;
+
+	who->workload = id;
+	who->policy = found->policy;
+	if (who->policy == EXEMPT)
+		return 0;
+	who->policy = who->policy < POLICIES ? who->policy : 0;
+	policy = policies.lookup(&who->policy);
+	if (!policy)
+		return 0;
+	who->flags = policy->flags | found->flags;
+	who->generation = policy->generation;
+	who->home = found->home;
+	who->netns = found->flags & COOKIE ? found->home : 0;
+	return 1;
+}
+
+#ifdef LINK
+/* Whose link it is, whatever socket the packet came from. A link decides by its own maps until it is taken over:
+ * so none is ever in the shadow. */
+static __always_inline int find_workload(struct __sk_buff *skb, struct subject *who)
+{
+	u32 index = skb->ifindex;
+	struct link *link = links.lookup(&index);
+	struct workload *found = link ? workloads.lookup(&link->workload) : NULL;
+
+	return found && fill_subject(who, link->workload, found);
+}
+#else
 /* The nearest ancestor that is a workload; `skb` is NULL in hooks that see the current task instead. */
 static __always_inline int find_workload(struct __sk_buff *skb, struct subject *who)
 {
 	u32 zero = 0;
 	struct settings *setting = settings.lookup(&zero);
-	struct policy *policy;
 
 	if (!setting)
 		return 0;
@@ -38,29 +69,27 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 		found = workloads.lookup(&id);
 		if (!found)
 			continue;
-		who->workload = id;
-		who->policy = found->policy;
 		who->shadow = setting->shadow;
-		if (who->policy == EXEMPT)
-			return 0;
-		who->policy = who->policy < POLICIES ? who->policy : 0;
-		policy = policies.lookup(&who->policy);
-		if (!policy)
-			return 0;
-		who->flags = policy->flags | found->flags;
-		who->generation = policy->generation;
-		who->home = found->home;
-		who->netns = found->flags & COOKIE ? found->home : 0;
-		return 1;
+		return fill_subject(who, id, found);
 	}
 	return 0;
 }
+#endif
 
+#ifdef LINK
+/* What the cgroup hooks keep with it: NULL for what they have not seen. */
+static __always_inline struct socket *storage_of(struct bpf_sock *sk)
+{
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	return sk ? sockets.sk_storage_get(sk, 0, 0) : NULL;
+}
+#else
 /* NULL also where there is no memory for it: then every packet is judged anew. */
 static __always_inline struct socket *storage_of(struct bpf_sock *sk)
 {
 	return sk ? sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
 }
+#endif
 
 /* Whether a socket lives in its workload's network namespace. Who makes one of their own (every user may, in
  * a user namespace of their own) decides there what a resolver says and what comes in: nothing of it counts. */
@@ -102,7 +131,7 @@ static __always_inline int recognises(struct __sk_buff *skb, const struct flow *
 	const u32 *local = (const u32 *)f->tuple.local, *remote = (const u32 *)f->tuple.remote;
 	const u32 *from = outbound ? local : remote, *to = outbound ? remote : local;
 	u32 ports = *(const u32 *)f->tuple.local_port;
-	u8 *head = (void *)(long)skb->data;
+	u8 *head = (void *)(long)skb->data + L2;
 	u32 *words = (u32 *)head;
 	u16 *halves = (u16 *)head;
 

@@ -51,6 +51,7 @@ ffi.cdef(
         size_t sz; uint32_t flags; const uint32_t *iter_info; uint32_t iter_info_len, target_btf_id;
         uint64_t cookie, reserved;
     };
+    struct attach_options { size_t sz; unsigned int flags; int replace; };
     struct ring_buffer;
     struct btf;
     struct btf *btf__new_empty(void);
@@ -70,6 +71,7 @@ ffi.cdef(
     int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t entries,
                        const struct map_options *options);
     int bpf_prog_attach(int prog, int target, int type, unsigned int flags);
+    int bpf_prog_attach_opts(int prog, int target, int type, const struct attach_options *options);
     int bpf_prog_detach2(int prog, int target, int type);
     int bpf_prog_query(int target, int type, uint32_t flags, uint32_t *attach_flags, uint32_t *ids,
                        uint32_t *count);
@@ -89,9 +91,10 @@ ffi.cdef(
 )
 _lib = ffi.dlopen("libbpf.so.1")
 
-ALLOW_MULTI = 2
+ALLOW_MULTI, REPLACE, BEFORE = 2, 4, 8
 NOT_THERE_YET = 1  # BPF_NOEXIST
 HOOKS = 64  # values of enum bpf_attach_type that are tried
+TCX_INGRESS, TCX_EGRESS = 46, 47  # of the same enum
 TRACE_ITER = 28
 
 
@@ -249,6 +252,16 @@ def attach(program: int, cgroup: int, hook: int) -> None:
 
 def detach(program: int, cgroup: int, hook: int) -> None:
     _checked(_lib.bpf_prog_detach2(program, cgroup, hook), "detach")
+
+
+def attach_to_link(program: int, interface: int, hook: int, replaced: int | None = None) -> None:
+    """Before all others at TCX_INGRESS or TCX_EGRESS of the interface with this index (Linux 6.6), or in the
+    very place of the program `replaced`. It stays until it is detached or the interface goes; :func:`detach`
+    and :func:`attached`, which gives the first of the chain first, take an index in place of a cgroup, too.
+    """
+    options = ffi.new("struct attach_options *", {"sz": ffi.sizeof("struct attach_options")})
+    options.flags, options.replace = (BEFORE, 0) if replaced is None else (REPLACE, replaced)
+    _checked(_lib.bpf_prog_attach_opts(program, interface, hook, options), "attach to a link")
 
 
 def attached(cgroup: int, hook: int) -> list[int]:

@@ -47,7 +47,7 @@ static __always_inline int release_slate(struct __sk_buff *skb)
 
 	if (skb->cb[CB_SLATE])
 		claims.delete(&key);
-	return PASS;
+	return LET;
 }
 
 static __always_inline int leads_back(const u8 *address)

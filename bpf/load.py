@@ -27,7 +27,7 @@ from bpf.compile import INSTRUCTION, text_hash
 from bpf.contract import Map, contract
 
 OBJECTS = Path("/var/cache/skouter")
-SKB, ADDRESS = 8, 18  # enum bpf_prog_type: CGROUP_SKB, CGROUP_SOCK_ADDR
+SKB, ADDRESS, LINK = 8, 18, 3  # enum bpf_prog_type: CGROUP_SKB, CGROUP_SOCK_ADDR, SCHED_CLS
 
 
 class DatapathError(Exception):
@@ -55,6 +55,9 @@ HOOKS = {
     "resolver": Hook("resolver", SKB, 1),
 }
 STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
+# Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
+LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
+LINK_STAGES = ("question", "ask")
 
 
 def maps_folder(root: Path) -> Path:
@@ -75,10 +78,8 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
         code = compiled(flags)
         for name, (function, kind, attach) in wanted().items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
-        for index, name in enumerate(STAGES):
-            kernel.update(
-                maps["stages"], index.to_bytes(4, sys.byteorder), programs[name].to_bytes(4, sys.byteorder)
-            )
+        fill_stages(maps["stages"], [programs[name] for name in STAGES])
+        fill_stages(maps["link_stages"], [programs[f"link_{name}"] for name in LINK_STAGES])
         programs_folder(root).mkdir(exist_ok=True)
         for name, fd in programs.items():
             path = programs_folder(root) / name
@@ -90,14 +91,22 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
 
 
 def wanted() -> dict[str, tuple[str, int, int]]:
-    """Every program that is loaded: its function in cgroup.c, program type and attach type."""
+    """Every program that is loaded: its file and function, program type and attach type."""
     # Programs that share a table of stages must be loaded for one attach type; the kernel holds cgroup_skb to
     # it only where it returns more than 0 and 1 (bpf_prog_attach_check_attach_type).
     hooks = {
-        name: (hook.function, hook.kind, 0 if hook.kind == SKB else hook.attach)
+        name: (f"cgroup.c:{hook.function}", hook.kind, 0 if hook.kind == SKB else hook.attach)
         for name, hook in HOOKS.items()
     }
-    return {**{name: (name, SKB, 0) for name in STAGES}, **hooks}
+    stages = {name: (f"cgroup.c:{name}", SKB, 0) for name in STAGES}
+    link_stages = {f"link_{name}": (f"link.c:{name}", LINK, 0) for name in LINK_STAGES}
+    links = {name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}
+    return {**stages, **hooks, **link_stages, **links}
+
+
+def fill_stages(table: int, programs: list[int]) -> None:
+    for index, program in enumerate(programs):
+        kernel.update(table, index.to_bytes(4, sys.byteorder), program.to_bytes(4, sys.byteorder))
 
 
 def open_map(path: Path, wanted: Map) -> int:
@@ -116,11 +125,11 @@ def open_map(path: Path, wanted: Map) -> int:
 
 
 def set_defaults(settings: int) -> None:
-    """The quotas of the contract, where nobody has set any."""
+    """The quotas and the mark of the contract, where nobody has set any."""
     size = contract().maps["settings"].value_size
     held = contract().unpack("struct settings", kernel.lookup(settings, bytes(4), size) or bytes(size))
     if not held.addresses:
-        for name in ("questions", "flows", "inbounds", "addresses"):
+        for name in ("questions", "flows", "inbounds", "addresses", "mark", "mark_mask"):
             setattr(held, name, contract().constant(name.upper()))
         kernel.update(settings, bytes(4), bytes(contract().ffi.buffer(held)))
 

@@ -47,9 +47,9 @@ QUESTIONS = ("tallies", "question_ring", "questions")
 GRANTS = ("holdings", "grant_ring", "grants")
 FLOWS = ("flow_ring", "flows", "inbound_ring", "inbounds")
 MOVING = (*QUESTIONS, *GRANTS, *FLOWS, "carried")
-SCRATCH = ("slates", "claims", "stages", "paces")
+SCRATCH = ("slates", "claims", "stages", "link_stages", "paces", "fragments", "listeners")
 NOT_COPIED = ("settings", "workloads", "counters", "events", "sockets", *MOVING, *SCRATCH)  # as policies are
-SETTINGS = ("shallowest", "deepest", "flows", "inbounds", "addresses")
+SETTINGS = ("shallowest", "deepest", "flows", "inbounds", "addresses", "mark", "mark_mask")
 ATTEMPTS, LISTS = 16, 4
 
 

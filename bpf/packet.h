@@ -8,7 +8,12 @@
  */
 
 enum { IPV4 = 0x0800, IPV6 = 0x86dd };   /* if_ether.h, in host order */
-enum { TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10, TCP_FLAGS = 13 };
+#ifdef LINK                      /* frames: an Ethernet header lies before that of IP */
+enum { L2 = 14, LET = -1, STOP = 2 };    /* linux/pkt_cls.h: TC_ACT_UNSPEC, so that other tools' programs follow */
+#else
+enum { L2 = 0, LET = 1, STOP = 0 };
+#endif
+enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10, TCP_FLAGS = 13 };
 enum { LOOPBACK_IFINDEX = 1 };           /* in every network namespace */
 enum { PACKET_LOOPBACK = 5 };            /* linux/if_packet.h */
 enum { SOCK_STREAM = 1, SOCK_RAW = 3 };  /* socket(2) */
@@ -37,13 +42,13 @@ static __always_inline u64 bounded(u64 value, u64 mask)
  * CPU that compiles BPF reads them from any address. */
 static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, const u32 size)
 {
-	void *from = (void *)(long)skb->data + bounded(offset, 0xfff);
+	void *from = (void *)(long)skb->data + L2 + bounded(offset, 0xfff);
 
 	if (from + size <= (void *)(long)skb->data_end && offset <= 0xfff) {
 		__builtin_memcpy(to, __builtin_assume_aligned(from, 8), size);
 		return 0;
 	}
-	return bpf_skb_load_bytes(skb, offset, to, size);
+	return bpf_skb_load_bytes(skb, L2 + offset, to, size);
 }
 
 static __always_inline void copy_address(u8 *to, const u8 *from)
@@ -168,7 +173,7 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 	if (next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_ROUTING ||
 	    next == IPPROTO_AH || next == IPPROTO_FRAGMENT || next == IPPROTO_MH)
 		return EXTENSION_HEADER;
-	if (at > skb->len)                       /* a header's length leads out of the packet */
+	if (at > skb->len - L2)                  /* a header's length leads out of the packet */
 		return UNREADABLE;
 	p->protocol = next;
 	p->transport = at;

@@ -14,15 +14,17 @@ enum reason {
 	INBOUND,                  /* answers what came in from outside */
 	NEIGHBOUR,                /* IPv6 neighbour discovery on the link, hop limit 255 */
 	HOUSEKEEPING,             /* a host's own: DHCP, and what its kernel answers */
+	PROXIED,                  /* DNS over TCP, which the proxy reads */
 	/* dropped */
 	UNCLASSIFIED,             /* a workload nobody has given a policy yet */
 	UNREADABLE,               /* headers cut short, or of an unknown version */
-	FRAGMENT,                 /* hand-made: the kernel fragments after this hook */
+	FRAGMENT,                 /* hand-made: the kernel fragments after this hook; on a link: too short a first one */
+	LATER_FRAGMENT,           /* on a link: its first one was not admitted, or it would overwrite that */
 	IP_OPTION,                /* an option not known to be harmless */
 	SOURCE_ROUTE,             /* an option or routing header naming another destination */
 	EXTENSION_HEADER,         /* an IPv6 extension header that is not followed, or too many */
 	ICMP_ERROR,               /* a socket's own ICMP error: it could carry data out */
-	SPOOFED,                  /* over loopback with a source that is not the workload's own */
+	SPOOFED,                  /* its source, or a frame's MAC, is not the workload's own */
 	NOT_ALLOWED,              /* no peer of the policy holds the address */
 	PORT_NOT_ALLOWED,         /* a peer holds the address, but not for this protocol and port */
 	EXPIRED,                  /* the name's grant ran out */
@@ -30,6 +32,9 @@ enum reason {
 	FLOWS_FULL,               /* the workload has as many open flows of datagrams as it may */
 	QUESTION_REFUSED,         /* for a name that no peer matches, where only allowed names may be asked for */
 	QUESTION_UNREAD,          /* the same for DNS over TCP, which is not read */
+	VLAN_TAG,                 /* on a link: a frame with a tag of 802.1Q or 802.1ad */
+	NOT_IP,                   /* on a link: a frame neither of IP nor of ARP */
+	PROXY_AWAY,               /* DNS over TCP while nobody reads it */
 	/* told of DNS */
 	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
 	QUESTIONS_FULL,
@@ -41,6 +46,7 @@ enum reason {
 	ANSWER_TRUNCATED,         /* TC: what is readable was learned */
 	ANSWER_LONG,              /* more than MESSAGE bytes or RECORDS addresses */
 	ANSWER_BUSY,              /* no slate was free */
+	ANSWER_DEFERRED,          /* TC was set: too long for the reader, the client comes again over TCP */
 	NEVER_LEARNED,            /* an address that DNS may not teach */
 	GRANT_CROWDED,            /* a grant of another name on this address was replaced */
 	NAME_FULL,                /* a peer has as many addresses as it may */
@@ -60,9 +66,10 @@ enum flag {
 	OWN_SOURCES = 64,         /* of a workload: `own` has all addresses of its home */
 	NAMES = 128,              /* tell the addresses of answers too, at a limited rate */
 	COOKIE = 256,             /* of a workload: its home is a cookie, by which hooks know who lives elsewhere */
+	LINKED = 512,             /* of a workload: all that leaves its home is judged on its link, too */
 };
 
-enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER };
+enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER, HOOK_LINK, HOOK_PROXY };
 
 enum verdict { DROP, PASS, WOULD_DROP };
 

@@ -1,6 +1,6 @@
 /* stages.h: the programs that read a DNS message, one after the other by tail calls (enum stage).
  *
- *   egress   -> question -> ask                     what may be asked, and is kept
+ *   egress   -> question -> ask                     what may be asked, and is kept (questions.h)
  *   ingress  -> answer [-> pattern] [-> alias] -> records -> grant
  *   resolver -> answer ...                          of a server on this host
  *
@@ -8,109 +8,6 @@
  *   - Stages hand on a slate (learn.h); whichever does not call the next one releases it.
  *   - Where no stage is left to call, what was not read teaches nothing, and is no allowed question.
  */
-
-/* A question that goes out is kept, so that its answer is believed; at home only. */
-static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
-				   const struct tuple *client)
-{
-	struct question value = {.workload = who->workload, .socket = bpf_get_socket_cookie(skb)};
-	struct question_key key ALIGNED = {};
-
-	value.time = bpf_ktime_get_boot_ns();
-	value.policy = who->policy;
-	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? client : NULL);
-	if (at_home(who, storage_of(skb->sk)) && keep_question(who->workload, &key, &value))
-		count(who->policy, QUESTIONS_FULL);
-	return release_slate(skb);
-}
-
-int question(struct __sk_buff *skb)
-{
-	struct subject who = {};
-	struct packet p ALIGNED = {};
-	struct slate *s = claim_slate(skb);
-	enum reason wrong = ANSWER_BUSY;
-
-	if (s) {
-		wrong = QUESTION_UNREADABLE;
-		/* One buffer that the kernel cuts into many datagrams later has more questions than the first. */
-		if (!skb->gso_size && !load_message(skb, s, skb->cb[CB_OFFSET]) && !(s->message[2] & 0xf8) &&
-		    read_question(s)) {
-			s->length = s->text_length;
-			s->suffix = 0;
-			stages.call(skb, STAGE_ASK);
-		}
-	}
-	release_slate(skb);
-	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
-		return DROP;                     /* neither can be: egress has seen both */
-	who.hook = HOOK_EGRESS;
-	if (who.flags & ONLY_ALLOWED_NAMES)
-		return conclude(skb, &who, &p.tuple, storage_of(skb->sk), wrong);
-	count(who.policy, wrong);
-	return PASS;
-}
-
-/* Counts and tells, by its name, a question that is not to be asked. */
-static __always_inline void tell_question(struct __sk_buff *skb, struct slate *s, struct subject *who,
-					  const struct tuple *t)
-{
-	u64 now = bpf_ktime_get_boot_ns();
-
-	count(who->policy, QUESTION_REFUSED);
-	if (!paced(who, now))
-		return;
-	who->socket = bpf_get_socket_cookie(skb);
-	who->hook = HOOK_EGRESS;
-	fill_event(&s->told.event, who, t, QUESTION_REFUSED, now);
-	tell_process(&s->told.event, storage_of(skb->sk));
-	send_event(who, &s->told, sizeof(s->told));
-}
-
-/* Whether a peer wants the name that is left. */
-static __always_inline int is_wanted(struct slate *s, const struct subject *who)
-{
-	struct state *end;
-
-	if (s->odd)
-		return 0;
-	if (find_name(s, who->policy, s->length))
-		return 1;
-	end = who->flags & PATTERNS ? walk(s, who->policy, s->length) : NULL;
-	return end && end->peers[0];
-}
-
-/* A question that was read goes out and is kept, so that its answer is believed. Where only allowed names may
- * be asked for: is this one, or what is left of it without a search suffix? One name in each turn. */
-int ask(struct __sk_buff *skb)
-{
-	struct slate *s = slate_of(skb);
-	struct subject who = {};
-	struct packet p ALIGNED = {};
-
-	if (!s || !find_workload(skb, &who) || read_packet(skb, &p, 1)) {
-		release_slate(skb);
-		return DROP;
-	}
-	if (who.flags & ONLY_ALLOWED_NAMES && !who.shadow) {
-		if (!s->suffix)
-			find_suffixes(s, who.policy);
-		if (!is_wanted(s, &who)) {
-			u32 cut = s->suffixes.length[s->suffix & (SUFFIXES - 1)];
-
-			if (s->suffix++ < SUFFIXES && cut && cut < s->text_length) {
-				s->length = s->text_length - cut;
-				stages.call(skb, STAGE_ASK);
-			}
-			tell_question(skb, s, &who, &p.tuple);
-			if (!(who.flags & AUDIT)) {
-				release_slate(skb);
-				return DROP;
-			}
-		}
-	}
-	return let_ask(skb, s, &who, &p.tuple);
-}
 
 /* The tuple as the client of a resolver on this host had it when it asked. */
 static __always_inline void turn(struct tuple *to, const struct tuple *from)

@@ -29,7 +29,7 @@ struct subject {
 
 static __always_inline int passes(enum reason reason)
 {
-	return reason >= ALLOWED && reason <= HOUSEKEEPING;
+	return reason >= ALLOWED && reason <= PROXIED;
 }
 
 static __always_inline void count(u32 policy, enum reason reason)
@@ -140,6 +140,21 @@ static __always_inline int is_dns_port(const u8 *port)
 static __always_inline int may_be_resolver(u32 flags, const u8 *port)
 {
 	return is_dns_port(port) || (flags & RESOLVER_PORTS);
+}
+
+static __always_inline int trusts(const struct subject *who, const struct packet *p)
+{
+	return may_be_resolver(who->flags, p->tuple.remote_port) &&
+	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
+}
+
+/* Whether an address is one of the workload's network namespace. */
+static __always_inline int is_own(const struct subject *who, const u8 *address)
+{
+	struct own_key key ALIGNED = {.home = who->home};
+
+	copy_address(key.address, address);
+	return own.lookup(&key) != NULL;
 }
 
 /* The bits of all sets of ports that hold this protocol and port. */

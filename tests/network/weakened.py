@@ -87,7 +87,7 @@ WEAKENED: dict[str, Edits] = {
         ("bpf/learn.h", ("if (r->mapped || never_learned(s, r->address)) {", "if (0) {")),
     ),
     "one readable question, from an address of its own": edits(
-        ("bpf/stages.h", ("if (!skb->gso_size && !load_message", "if (!load_message")),
+        ("bpf/questions.h", ("if (!skb->gso_size && !load_message", "if (!load_message")),
         (
             "bpf/cgroup.c",
             ("\tif (passes(reason) && (who->flags & OWN_SOURCES)", "\tif (0 && (who->flags & OWN_SOURCES)"),
