@@ -196,7 +196,7 @@ def uncontained(pod: Pod, settings: ClusterSettings) -> str:
 
 
 def raw_frames(pod: Pod) -> str:
-    """What lets a pod with a network of its own make frames that no socket hook sees; empty if nothing does."""
+    """What lets a pod on a network of its own make frames that no socket hook sees; empty if nothing."""
     raw = _raw(pod)
     return "" if pod.host_network or not raw or raw == ALL else f"it has {', '.join(sorted(raw))}"
 

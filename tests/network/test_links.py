@@ -95,7 +95,7 @@ def mac(where: Machine, name: str) -> bytes:
     return next(one.mac for one in where.do(netlink.interfaces) if one.name == name)
 
 
-# ---- Whose veth ---------------------------------------------------------------------------------------------
+# ---- Whose veth -------------------------------------------------------------------------------------------
 
 
 def test_the_hosts_side_of_a_veth_is_found_with_the_others_mac(host: Machine, pod: Machine) -> None:
@@ -147,7 +147,7 @@ def test_a_veth_that_comes_is_heard_of(machine: Callable[[str], Machine], host: 
         assert select.select([news], [], [], 5)[0]
 
 
-# ---- Who judges it ------------------------------------------------------------------------------------------
+# ---- Who judges it ----------------------------------------------------------------------------------------
 
 
 class Ours:
@@ -343,7 +343,7 @@ def test_a_link_that_has_gone_is_an_error_and_detaching_it_none(
     attach(host, on, ours)
     pod.ip("link del eth0")
     numbers = on.pinned()
-    with pytest.raises(OSError, match="No such device|Cannot find|Invalid argument"):
+    with pytest.raises(OSError, match=r"No such device|Cannot find|Invalid argument"):
         host.do(lambda: on.attach(index, ours.programs, numbers))
     host.do(lambda: on.detach(index, numbers))
     ours.close()

@@ -1,4 +1,4 @@
-"""Packets with our mark reach a transparent listener, also behind a NAT like kube-proxy's; nothing else changes."""
+"""Packets with our mark reach a transparent listener, also behind a NAT like kube-proxy's; no others do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ table inet others {
 """
 
 
-# ---- Pure ---------------------------------------------------------------------------------------------------
+# ---- Pure -------------------------------------------------------------------------------------------------
 
 
 def test_what_is_there_needs_no_change() -> None:
@@ -61,7 +61,7 @@ def test_a_family_that_is_not_there_is_not_steered() -> None:
     assert rule == Rule(socket.AF_INET, PRIORITY, 0x10, 0x30, TABLE)
 
 
-# ---- A real kernel ------------------------------------------------------------------------------------------
+# ---- A real kernel ----------------------------------------------------------------------------------------
 
 
 class Node:
@@ -170,7 +170,7 @@ def test_without_nft_it_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> 
         node.apply()
 
 
-# ---- What it is for -----------------------------------------------------------------------------------------
+# ---- What it is for ---------------------------------------------------------------------------------------
 
 
 def transparent(version: int) -> socket.socket:
@@ -214,7 +214,7 @@ def test_a_connection_to_a_service_reaches_the_listener_with_the_services_addres
 @pytest.mark.parametrize("version", [4, 6])
 def test_without_steering_it_does_not(node: Node, version: int) -> None:
     node.host.checked("nft", "-f", "-", input=CLUSTER)
-    with pytest.raises(OSError, match="timed out|refused|reset|unreachable|No route"):
+    with pytest.raises(OSError, match=r"timed out|refused|reset|unreachable|No route"):
         led_to(node, version)
 
 
