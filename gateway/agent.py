@@ -43,7 +43,7 @@ from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
 from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
-from routing import links
+from routing import interfaces
 from routing.own import changes, drain
 from routing.steering import Marks
 
@@ -204,7 +204,7 @@ class _Agent:
 
     async def _follow_links(self) -> None:
         """A pod may get its interfaces after its first process."""
-        with links.changes() as news:
+        with interfaces.changes() as news:
             while self.pods:
                 await trio.lowlevel.wait_readable(news)
                 drain(news)

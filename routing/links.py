@@ -13,15 +13,12 @@ Source: rtnetlink(7): IFLA_LINK and IFLA_LINK_NETNSID, RTM_GETNSID.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 
-from routing import netlink
-from routing.namespaces import inside, number
-from routing.netlink import Interface
+from routing.interfaces import Interface, interface, interfaces, number
+from routing.namespaces import inside
 
 VETH = "veth"
-RTMGRP_LINK = 1  # linux/rtnetlink.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +45,11 @@ class Ways:
 def ways_of(namespace: int) -> Ways:
     """Those that lead from the namespace of a descriptor to that of the calling thread, and elsewhere.
 
-    Raises :class:`OSError`: what changed in between is asked for again by whoever hears of it (`changes`).
+    Raises :class:`OSError`: what changed in between is asked for again by who hears of it.
     """
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there, home = inside(namespace, lambda: (netlink.interfaces(), number(here)))
+        there, home = inside(namespace, lambda: (interfaces(), number(here)))
     finally:
         os.close(here)
     links, astray = [], []
@@ -67,20 +64,13 @@ def ways_of(namespace: int) -> Ways:
     return Ways(tuple(links), tuple(astray))
 
 
-def changes() -> socket.socket:
-    """Becomes readable when an interface of this network namespace comes, goes or changes (rtnetlink(7))."""
-    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    link.bind((0, RTMGRP_LINK))
-    return link
-
-
 def _leads_out(one: Interface) -> bool:
     """Bridges, tunnels and VLANs that were made inside lead to what is there: that is looked at itself."""
     return not one.is_loopback and (not one.kind or one.beyond is not None)
 
 
 def _other_side(one: Interface, namespace: int) -> Interface | None:
-    found = netlink.interface(one.peer)
+    found = interface(one.peer)
     if found is None or (found.kind, found.peer) != (VETH, one.index):
         return None
     return found if found.beyond is not None and found.beyond == number(namespace) else None

@@ -10,20 +10,15 @@ Rules this file obeys:
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from struct import Struct
 from typing import TypeVar
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
-RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD, NLM_F_REQUEST = 88, 90, 1, 3, 1  # linux/net_namespace.h
-NSID = Struct("=IHHIIB3xHHi")  # nlmsghdr, rtgenmsg, and one nlattr of 32 bits
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,22 +53,6 @@ def owner(pid: int) -> int:
             finally:
                 os.close(above)
     raise ProcessLookupError(pid)
-
-
-def number(namespace: int) -> int | None:
-    """By which the calling thread's namespace knows that of a descriptor (RTM_GETNSID, rtnetlink(7)).
-
-    None where it has none yet: it is given one when an interface that leads there is asked for.
-    """
-    question = NSID.pack(NSID.size, RTM_GETNSID, NLM_F_REQUEST, 0, 0, 0, 8, NETNSA_FD, namespace)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asked:
-        asked.bind((0, 0))
-        asked.send(question)
-        answer = asked.recv(4096)
-    _, kind, _, _, _, _, _, attribute, found = NSID.unpack_from(answer)
-    if (kind, attribute) != (RTM_NEWNSID, NETNSA_NSID):
-        raise OSError(errno.EPROTO, "the kernel does not tell a namespace's number")
-    return None if found < 0 else int(found)
 
 
 def inside(namespace: int, work: Callable[[], T]) -> T:

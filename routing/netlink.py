@@ -1,4 +1,4 @@
-"""Interfaces, traffic control, rules and routes of the calling thread's network namespace (rtnetlink(7)).
+"""Traffic control, rules and routes of the calling thread's network namespace (rtnetlink(7)).
 
 Rules this file obeys:
 
@@ -33,21 +33,6 @@ GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL, errno.ESRCH, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
-    """`kind` is empty for a device of hardware. `peer` is the other end's number, or 0. `beyond`: in which
-    namespace that is, by the number by which the calling thread's knows it; None: in this one."""
-
-    index: int
-    name: str
-    kind: str
-    mac: bytes
-    peer: int
-    beyond: int | None
-    is_loopback: bool
-    xdp: int  # id of a program that sees packets before everybody else, or 0
-
-
-@dataclass(frozen=True, slots=True)
 class Filter:
     """What is at a preference of a clsact hook; `name` of a BPF filter."""
 
@@ -72,33 +57,6 @@ class Route:
 
     family: int
     table: int
-
-
-def interfaces() -> list[Interface]:
-    with _netlink() as netlink:
-        return [_interface(message) for message in netlink.get_links()]
-
-
-def interface(index: int) -> Interface | None:
-    with _netlink() as netlink, _unless(errno.ENODEV):
-        return next((_interface(message) for message in netlink.get_links(index)), None)
-    return None
-
-
-def _interface(message: Any) -> Interface:
-    about = message.get_attr("IFLA_LINKINFO")
-    kind = about.get_attr("IFLA_INFO_KIND") if about else None
-    xdp = message.get_attr("IFLA_XDP")
-    return Interface(
-        index=int(message["index"]),
-        name=str(message.get_attr("IFLA_IFNAME")),
-        kind=kind or "",
-        mac=bytes.fromhex((message.get_attr("IFLA_ADDRESS") or "").replace(":", "")),
-        peer=int(message.get_attr("IFLA_LINK") or 0),
-        beyond=message.get_attr("IFLA_LINK_NETNSID"),
-        is_loopback=bool(message["flags"] & 8),  # IFF_LOOPBACK
-        xdp=int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0) if xdp else 0,
-    )
 
 
 # ---- Traffic control --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from routing import netlink
+from routing import interfaces
 from routing.namespaces import inside
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet import NETWORK, Kubelet, Pod
@@ -28,6 +28,7 @@ ALLOWED, REFUSED = "example.com", "example.org"
 PAGE = "tell(outcome(lambda: connect('{}')))"
 KINDS = ("Egress", "ClusterEgress", "ExternalWorkload")
 RAW = [{"name": "main", "image": "none"}]  # as a runtime gives it: with NET_RAW
+EVERY = 3  # ETH_P_ALL: what leaves is seen by nobody else
 INGRESS = kernel.TCX_INGRESS
 
 # A frame as AF_PACKET sends it: a SYN to (MAC, address), from the pod's own or another MAC.
@@ -36,11 +37,9 @@ def checksum(data):
     total = sum(struct.unpack(f"!{{len(data) // 2}}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
-own = open("/sys/class/net/eth0/address").read() if False else None
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
     s.bind(("eth0", 0))
-    mine = s.getsockname()[4]
-    source = mine if {mac!r} is None else bytes.fromhex({mac!r})
+    source = bytes.fromhex({mac!r}) or s.getsockname()[4]
     here, there = socket.inet_aton({here!r}), socket.inet_aton({there!r})
     tcp = struct.pack("!HHIIBBHHH", {port}, 80, 1, 0, 0x50, 2, 1000, 0, 0)
     pseudo = here + there + struct.pack("!BBH", 0, 6, len(tcp))
@@ -156,17 +155,17 @@ def traces(where: Namespace) -> list[str]:
 # ---- Raw frames -------------------------------------------------------------------------------------------
 
 
-def arrives(node: Kubelet, pod: Pod, mac: str | None = None) -> bool:
+def arrives(node: Kubelet, pod: Pod, mac: str = "") -> bool:
     """Whether a SYN that the pod hands to its interface reaches the host outside."""
     assert pod.network is not None
     name = link(pod)
-    far = there(node, lambda: next(one.mac for one in netlink.interfaces() if one.name == name))
+    far = there(node, lambda: next(one.mac for one in interfaces.interfaces() if one.name == name))
     here = pod.network.checked("ip", "-br", "-4", "addr", "show", "eth0").split()[2].split("/")[0]
     port = 20000 + os.getpid() % 1000 + int.from_bytes(os.urandom(2), "big") % 20000
 
     def listen() -> socket.socket:
-        made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-        made.bind(("world", 0))
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(EVERY))
+        made.bind(("world", EVERY))
         made.settimeout(1 * PATIENCE)
         return made
 
@@ -275,9 +274,9 @@ def test_who_came_before_us_is_told_and_the_links_promise_is_taken_back(node: Ku
 
 @pytest.mark.parametrize("command", ["off", "uninstall"])
 def test_nothing_is_left_on_links(node: Kubelet, space: str, command: str) -> None:
-    before = traces(node.lab.node)
     allow(node, space, "web", ALLOWED)
     pod = node.run(node.create("web", {"app": "web"}, space, containers=RAW))
+    before = traces(node.lab.node)
     with node.agent():
         until_linked(node, pod)
         wait_for(lambda: "skouter" in traces(node.lab.node)[1], "steering")

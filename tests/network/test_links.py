@@ -18,7 +18,7 @@ from bpf import kernel
 from bpf.datapath import identities
 from gateway import place
 from gateway.link_programs import ORDER, LinkPrograms, has_tcx
-from routing import links, netlink
+from routing import interfaces, links, netlink
 from routing.links import Link, Ways
 from routing.namespaces import inside
 from tests.topology import Namespace, wait_for
@@ -92,7 +92,7 @@ def pod(machine: Callable[[str], Machine], host: Machine) -> Machine:
 
 
 def mac(where: Machine, name: str) -> bytes:
-    return next(one.mac for one in where.do(netlink.interfaces) if one.name == name)
+    return next(one.mac for one in where.do(interfaces.interfaces) if one.name == name)
 
 
 # ---- Whose veth -------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_an_interface_of_the_same_number_elsewhere_is_not_taken_for_it(
     other, third, pod = machine("other"), machine("third"), machine("pod")
     other.ip(f"link add eth0 type veth peer name mistaken netns {host.space.holder.pid}")
     pod.ip(f"link add eth0 type veth peer name beyond netns {third.space.holder.pid}")
-    assert pod.do(lambda: netlink.interface(pod.index("eth0")).peer) == host.index("mistaken")  # type: ignore[union-attr]
+    assert pod.do(lambda: interfaces.interface(pod.index("eth0")).peer) == host.index("mistaken")  # type: ignore[union-attr]
     pod.ip(f"link add eth1 type veth peer name right netns {host.space.holder.pid}")
     found = host.ways_of(pod)
     assert [link.name for link in found.links] == ["right"]
@@ -140,7 +140,7 @@ def test_a_namespace_without_interfaces_has_no_way_out(
 
 def test_a_veth_that_comes_is_heard_of(machine: Callable[[str], Machine], host: Machine) -> None:
     pod = machine("pod")
-    news = host.do(links.changes)
+    news = host.do(interfaces.changes)
     with news:
         assert select.select([news], [], [], 0)[0] == []
         pod.ip(f"link add eth0 type veth peer name host0 netns {host.space.holder.pid}")
