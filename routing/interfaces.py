@@ -5,7 +5,7 @@ Rules this file obeys:
 - An answer that was cut, interrupted or not understood is an error, never a shorter list.
 - What is not known here is skipped: attributes come with every new kernel.
 
-Structs by hand rather than pyroute2: each pod is asked for again and again, and there it takes 20 times as long;
+Structs by hand, not by pyroute2: each pod is asked for again and again, which takes 20 times as long there;
 nor can it ask for a namespace's number. Sources: linux/rtnetlink.h, linux/if_link.h, linux/net_namespace.h.
 """
 
