@@ -219,12 +219,6 @@ static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socke
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
 }
 
-static __always_inline int is_unspecified(const u8 *address)
-{
-	return word(address, 3) == 0 && word(address, 0) == 0 && word(address, 1) == 0 &&
-	       (word(address, 2) == 0 || is_ipv4(address));
-}
-
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t)
 {
 	struct subject who = {.hook = HOOK_CONNECT};

@@ -216,7 +216,7 @@ static __always_inline int recall(struct flow *flow, const struct subject *who, 
 	u64 now = bpf_ktime_get_boot_ns();
 	struct flow *found;
 
-	if (t->protocol == IPPROTO_TCP)
+	if (t->protocol == IPPROTO_TCP && !L2)   /* only a link puts these aside */
 		return 0;
 	__builtin_memcpy(&key.tuple, t, sizeof(*t));
 	found = flows.lookup(&key);
@@ -279,9 +279,19 @@ static __always_inline enum reason ask_flow(struct flow *flow, struct subject *w
 	return flow->state == ALLOWED ? ESTABLISHED : flow->state;
 }
 
+/* Whose rows tell what came in: of TCP and echoes those that the link wrote, where it is judged; the cgroup's hooks
+ * tell a listener's children by their socket, and see an echo request of none. */
+static __always_inline u64 inbound_owner(const struct subject *who, const struct tuple *t)
+{
+	int links = L2 && (t->protocol == IPPROTO_TCP || t->protocol == IPPROTO_ICMP ||
+			   t->protocol == IPPROTO_ICMPV6);
+
+	return links ? who->workload | 1ULL << LINK_BIT : who->workload;
+}
+
 static __always_inline int came_in(const struct subject *who, const struct tuple *t)
 {
-	struct inbound_key key ALIGNED = {.workload = who->workload};
+	struct inbound_key key ALIGNED = {.workload = inbound_owner(who, t)};
 	struct inbound *found;
 
 	__builtin_memcpy(&key.tuple, t, sizeof(*t));
@@ -291,7 +301,7 @@ static __always_inline int came_in(const struct subject *who, const struct tuple
 
 static __always_inline void note_inbound(const struct subject *who, const struct tuple *t)
 {
-	struct inbound_key key ALIGNED = {.workload = who->workload};
+	struct inbound_key key ALIGNED = {.workload = inbound_owner(who, t)};
 	struct inbound value = {.seen = bpf_ktime_get_boot_ns()}, *found;
 
 	__builtin_memcpy(&key.tuple, t, sizeof(*t));

@@ -1,7 +1,13 @@
 /* link.c: the entry points on a workload's link, at the host's end of it.
  *
  * link_ingress    every frame that leaves the workload, whoever made it: it decides
- * link_egress     every frame towards it: notes what comes in
+ * link_egress     every frame towards it: notes what comes in, and cuts short answers that the reader can't take
+ *
+ * What the cgroup's hooks admitted is recognised by its socket, and passes without being judged twice. All else
+ * (AF_PACKET, headers of one's own, what is forwarded inside the workload, the kernel's own answers) is judged as
+ * they do it, by the numbers of verdict.h; what it is known by is the workload and the tuple.
+ *
+ * Includes are flattened by compile.py: BCC rewrites map calls in the main text only.
  */
 #define LINK
 #include <linux/ip.h>
@@ -15,32 +21,300 @@
 #include "verdict.h"
 #include "quotas.h"
 #include "flows.h"
+#include "frames.h"
 #include "names.h"
 #include "dns.h"
 #include "aliases.h"
 #include "patterns.h"
 #include "learn.h"
+#include "turned.h"
 #include "questions.h"
 
+enum { TAKEN = 0 };              /* TC_ACT_OK: it is the proxy's, no other program may have it */
+enum { TCP_STATE_TIME_WAIT = 6 };
 
-static __always_inline int has_its_mac(struct __sk_buff *skb, const struct link *link)
+static __always_inline u64 link_owner(const struct subject *who)
 {
-	u8 *head = (void *)(long)skb->data;
+	return who->workload | 1ULL << LINK_BIT;
+}
 
-	if ((void *)(long)skb->data_end < (void *)head + L2)
-		return 0;
-	return *(u32 *)(head + 6) == *(const u32 *)link->mac && *(u16 *)(head + 10) == *(const u16 *)(link->mac + 4);
+/* A segment that neither begins nor ends a connection; recognises() has seen that its ports are there. */
+static __always_inline int goes_in_between(struct __sk_buff *skb, const struct flow *f)
+{
+	u8 *head = (void *)(long)skb->data + L2 + (is_ipv4(f->tuple.local) ? 20 : 40);
+
+	if (f->tuple.protocol != IPPROTO_TCP)
+		return 1;
+	return (void *)(long)skb->data_end >= (void *)head + 14 && !(head[TCP_FLAGS] & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+/* 3, the common case: the cgroup's hooks admitted just this packet, of a socket that lives here, whose source they
+ * have asked for. */
+static __always_inline int was_admitted(struct __sk_buff *skb, const struct socket *s, const struct link *link,
+					const struct workload *found)
+{
+	return (found->flags & (COOKIE | OWN_SOURCES)) == (COOKIE | OWN_SOURCES) && s->netns == found->home &&
+	       s->flow.policy == found->policy && !skb->vlan_present && goes_on(skb, s, 1) &&
+	       goes_in_between(skb, &s->flow) && has_its_mac(skb, link->mac);
+}
+
+/* 3. What the cgroup's hooks know of this flow, and then what the link itself does. NONE where neither does. */
+static __always_inline enum reason ask_socket(struct socket *s, struct subject *who, const struct tuple *t)
+{
+	struct flow flow ALIGNED;
+
+	if (!s)
+		return NONE;
+	flow = s->flow;
+	if (!holds(&flow, t) && !recall(&flow, who, t))
+		return NONE;
+	return ask_flow(&flow, who, t);
+}
+
+static __always_inline void keep(struct subject *who, struct flow *flow)
+{
+	struct flow_key key ALIGNED = {.socket = link_owner(who)};
+
+	flow->seen = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(&key.tuple, &flow->tuple, sizeof(key.tuple));
+	keep_flow(link_owner(who), &key, flow);
+}
+
+/* What the kernel answers to the rest of a connection that ends comes from no socket. */
+static __always_inline void keep_end(struct subject *who, const struct socket *s)
+{
+	struct flow flow ALIGNED = s->flow;
+
+	keep(who, &flow);
+}
+
+static __always_inline enum reason ask_table(struct subject *who, const struct tuple *t)
+{
+	struct flow flow ALIGNED;
+	enum reason reason;
+
+	who->socket = link_owner(who);
+	if (!recall(&flow, who, t))
+		return NONE;
+	reason = ask_flow(&flow, who, t);
+	keep(who, &flow);
+	return reason;
+}
+
+/* Of the kernel's own, of AF_PACKET and of whoever has no socket here. */
+static __always_inline enum reason judge_alone(struct __sk_buff *skb, struct subject *who, const struct packet *p)
+{
+	struct flow flow ALIGNED = {};
+	enum reason reason;
+
+	if (is_icmp_error(p))                                                 /* 2 */
+		return read_quote(skb, who, p);
+	reason = ask_table(who, &p->tuple);                                   /* 3 */
+	if (reason)
+		return reason;
+	if (came_in(who, &p->tuple))                                          /* 4 */
+		return INBOUND;
+	if (is_neighbour(skb, who, p))                                        /* 5 */
+		return NEIGHBOUR;
+	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
+	if (reason == ALLOWED) {
+		__builtin_memcpy(&flow.tuple, &p->tuple, sizeof(flow.tuple));
+		set_flow(&flow, who, ALLOWED);
+		keep(who, &flow);
+	}
+	return reason;
+}
+
+/* What is done with a frame whose packet may pass. */
+static __always_inline int let(struct __sk_buff *skb, const struct subject *who, const struct packet *p,
+			       enum reason reason)
+{
+	if ((p->piece & MORE) && !p->offset)
+		let_others_follow(who, p);
+	if (reason != RESOLVER || !(who->flags & ONLY_ALLOWED_NAMES))
+		return LET;
+	stage(skb, STAGE_QUESTION, HOOK_LINK, p->transport + 8, who->workload);
+	return STOP;                             /* here only where no stage follows */
+}
+
+/* A question in pieces is not read. */
+static __always_inline enum reason unread_piece(const struct subject *who, const struct packet *p,
+						enum reason reason)
+{
+	return reason == RESOLVER && p->piece && (who->flags & ONLY_ALLOWED_NAMES) ? QUESTION_UNREADABLE : reason;
+}
+
+/* The proxy's socket for this connection, or its listener. */
+static __always_inline struct bpf_sock *proxy_of(struct __sk_buff *skb, const struct packet *p)
+{
+	u32 ipv6 = !is_ipv4(p->tuple.local), ports = bpf_ntohl(*(const u32 *)p->tuple.local_port);
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+
+	if (ipv6) {
+		__builtin_memcpy(t.ipv6.saddr, p->tuple.local, 16);
+		__builtin_memcpy(t.ipv6.daddr, p->tuple.remote, 16);
+		t.ipv6.sport = bpf_htons(ports >> 16);
+		t.ipv6.dport = bpf_htons(ports);
+		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		t.ipv4.saddr = word(p->tuple.local, 3);
+		t.ipv4.daddr = word(p->tuple.remote, 3);
+		t.ipv4.sport = bpf_htons(ports >> 16);
+		t.ipv4.dport = bpf_htons(ports);
+		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (sk && (sk->state == TCP_STATE_LISTEN || (sk->state == TCP_STATE_TIME_WAIT && (p->tcp_flags & TCP_SYN)))) {
+		bpf_sk_release(sk);
+		sk = NULL;
+	}
+	return sk ? sk : (struct bpf_sock *)listeners.lookup(&ipv6);
+}
+
+static __always_inline int lead_to_proxy(struct __sk_buff *skb, const struct packet *p)
+{
+	struct settings *now = setting();
+	struct bpf_sock *sk;
+	int wrong;
+
+	if (!now)
+		return -1;
+	sk = proxy_of(skb, p);
+	if (!sk)
+		return -1;
+	wrong = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!wrong)
+		skb->mark = (skb->mark & ~now->mark_mask) | (now->mark & now->mark_mask);
+	return wrong;
+}
+
+static __always_inline int is_for_proxy(const struct subject *who, const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && trusts(who, p) && !p->offset && !p->piece;
+}
+
+static __always_inline int judge_packet(struct __sk_buff *skb, struct subject *who, struct socket *s)
+{
+	struct packet p ALIGNED = {};
+	enum reason reason = read_packet(skb, &p, 1);                         /* 1 */
+	int known = 0;
+
+	if (!reason && is_forged(skb, who, &p))
+		reason = SPOOFED;
+	if (!reason && p.offset)
+		reason = follows(who, &p);
+	if (!reason && is_for_proxy(who, &p))                                 /* 6 */
+		return stage(skb, STAGE_PROXIED, HOOK_LINK, 0, 0), STOP;
+	if (!reason && !is_icmp_error(&p)) {                                  /* 3 */
+		who->socket = s ? bpf_get_socket_cookie(skb) : 0;
+		reason = unread_piece(who, &p, ask_socket(s, who, &p.tuple));
+		known = passes(reason);
+	}
+	if (!reason)
+		return stage(skb, STAGE_ALONE, HOOK_LINK, 0, 0), STOP;
+	if (known && s && p.protocol == IPPROTO_TCP && (p.tcp_flags & (TCP_FIN | TCP_RST)))
+		keep_end(who, s);
+	if (!known && !conclude(skb, who, &p.tuple, s, reason))
+		return STOP;
+	return let(skb, who, &p, reason);
+}
+
+int alone(struct __sk_buff *skb)
+{
+	struct subject who = {.hook = HOOK_LINK};
+	struct packet p ALIGNED = {};
+	enum reason reason;
+
+	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
+		return STOP;                     /* neither can be: link_ingress has seen both */
+	reason = unread_piece(&who, &p, judge_alone(skb, &who, &p));
+	if (!conclude(skb, &who, &p.tuple, storage_of(skb->sk), reason))
+		return STOP;
+	return let(skb, &who, &p, reason);
+}
+
+int proxied(struct __sk_buff *skb)
+{
+	struct subject who = {.hook = HOOK_LINK};
+	struct packet p ALIGNED = {};
+	enum reason reason = PROXIED;
+
+	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
+		return STOP;
+	if (lead_to_proxy(skb, &p))
+		reason = PROXY_AWAY;
+	if (!conclude(skb, &who, &p.tuple, NULL, reason))
+		return reset(skb, &p);
+	return reason == PROXIED ? TAKEN : LET;
+}
+
+static __always_inline int judge_frame(struct __sk_buff *skb, const u8 *mac, struct subject *who, struct socket *s)
+{
+	struct tuple none ALIGNED = {};
+	enum reason reason = NONE;
+
+	if (!who->policy)                                                     /* 0 */
+		reason = UNCLASSIFIED;
+	else if (skb->vlan_present)                                           /* 1 */
+		reason = VLAN_TAG;
+	else if (!has_its_mac(skb, mac))
+		reason = SPOOFED;
+	else if (skb->protocol == bpf_htons(ARP))
+		reason = read_arp(skb, who, mac);
+	else if (skb->protocol != bpf_htons(IPV4) && skb->protocol != bpf_htons(IPV6))
+		reason = NOT_IP;
+	if (!reason)
+		return judge_packet(skb, who, s);
+	return conclude(skb, who, &none, NULL, reason) ? LET : STOP;
 }
 
 int link_ingress(struct __sk_buff *skb)
 {
 	u32 index = skb->ifindex;
 	struct link *link = links.lookup(&index);
+	struct workload *found = link ? workloads.lookup(&link->workload) : NULL;
+	struct subject who = {.hook = HOOK_LINK};
+	struct socket *s;
 
-	return link && has_its_mac(skb, link) ? LET : STOP;
+	if (!found) {                            /* 0 */
+		count(0, UNCLASSIFIED);
+		return STOP;
+	}
+	s = storage_of(skb->sk);
+	if (s && was_admitted(skb, s, link, found))
+		return LET;
+	if (!fill_subject(&who, link->workload, found))
+		return found->policy == EXEMPT ? LET : STOP;
+	return judge_frame(skb, link->mac, &who, s);
+}
+
+static __always_inline int is_proxy_there(const struct tuple *t)
+{
+	u32 ipv6 = !is_ipv4(t->local);
+	struct bpf_sock *sk = (struct bpf_sock *)listeners.lookup(&ipv6);
+
+	if (sk)
+		bpf_sk_release(sk);
+	return sk != NULL;
 }
 
 int link_egress(struct __sk_buff *skb)
 {
+	struct subject who = {.hook = HOOK_LINK};
+	struct packet p ALIGNED = {};
+
+	if (skb->vlan_present || !find_workload(skb, &who) || !who.policy || read_packet(skb, &p, 0) || p.offset)
+		return LET;
+	if (p.protocol == IPPROTO_TCP) {
+		if ((p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			note_inbound(&who, &p.tuple);
+	} else if (p.echo) {
+		if (p.icmp_type == 8 || p.icmp_type == 128)
+			note_inbound(&who, &p.tuple);
+	} else if (p.protocol == IPPROTO_UDP && trusts(&who, &p) && is_proxy_there(&p.tuple)) {
+		if (defer_answer(skb, &p))
+			count(who.policy, ANSWER_DEFERRED);
+	}
 	return LET;
 }

@@ -57,7 +57,7 @@ HOOKS = {
 STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
 # Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
 LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
-LINK_STAGES = ("question", "ask")
+LINK_STAGES = ("question", "ask", "alone", "proxied")
 
 
 def maps_folder(root: Path) -> Path:

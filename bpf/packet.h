@@ -29,6 +29,13 @@ struct packet {
 	u8 icmp_type;
 	u8 hop_limit;
 	u8 echo;                  /* ICMP echo request or reply */
+#ifdef LINK
+	u32 end;                  /* of the IP packet: a frame may be longer */
+	u32 data;                 /* where what is fragmented begins */
+	u32 piece;                /* PIECE, MORE: it is a fragment, and not the last one */
+	u32 offset;               /* of a later fragment, in bytes: nothing of its transport header is there */
+	u32 id;
+#endif
 };
 
 /* The mask is kept where the verifier must see it: the compiler knows bounds that the verifier does not. */
@@ -91,6 +98,12 @@ static __always_inline int is_loopback(const u8 *address)
 	return ((const u64 *)address)[0] == 0 && word(address, 2) == 0 && word(address, 3) == bpf_htonl(1);
 }
 
+static __always_inline int is_unspecified(const u8 *address)
+{
+	return word(address, 3) == 0 && word(address, 0) == 0 && word(address, 1) == 0 &&
+	       (word(address, 2) == 0 || is_ipv4(address));
+}
+
 static __always_inline int same_address(const u8 *a, const u8 *b)
 {
 	return ((const u64 *)a)[1] == ((const u64 *)b)[1] && ((const u64 *)a)[0] == ((const u64 *)b)[0];
@@ -101,6 +114,63 @@ static __always_inline int has_ports(u32 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
 	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
 }
+
+#ifdef LINK
+enum { PIECE = 1, MORE = 2 };
+
+/* Where the packet ends, by its own word; one that is segmented on its way may be too long for that (RFC 2675,
+ * and IPv4 alike), where the kernel made it. */
+static __always_inline enum reason find_end(struct __sk_buff *skb, struct packet *p, u32 end)
+{
+	u32 there = skb->len - L2;
+
+	p->end = skb->gso_size ? there : end;
+	return p->end > there || p->end < p->transport ? UNREADABLE : NONE;
+}
+
+static __always_inline enum reason read_ipv4_end(struct __sk_buff *skb, struct packet *p, const struct iphdr *ip,
+						 u32 length)
+{
+	u32 fragment = bpf_ntohs(ip->frag_off);
+
+	if (fragment & 0x3fff) {
+		p->piece = PIECE | (fragment & 0x2000 ? MORE : 0);
+		p->offset = (fragment & 0x1fff) * 8;
+		p->id = ip->id;
+	}
+	p->data = length;
+	p->transport = length;
+	return find_end(skb, p, bpf_ntohs(ip->tot_len));
+}
+
+/* RFC 8200 4.5. One that is alone (RFC 6946) is like any other packet. */
+static __always_inline int read_fragment_header(struct __sk_buff *skb, struct packet *p, u32 at, u32 *next)
+{
+	u32 words[2];
+
+	if (load(skb, at, words, sizeof(words)))
+		return -1;
+	*next = bpf_ntohl(words[0]) >> 24;
+	p->offset = bpf_ntohl(words[0]) & 0xfff8;
+	p->piece = bpf_ntohl(words[0]) & 0xfff9 ? PIECE | (bpf_ntohl(words[0]) & 1 ? MORE : 0) : 0;
+	p->id = words[1];
+	return 0;
+}
+
+/* The whole transport header lies in the packet, or in its first fragment (RFC 1858, RFC 7112). */
+static __always_inline enum reason holds_header(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 words = 2 << 4;
+
+	if (p->protocol == IPPROTO_TCP && load(skb, p->transport + 12, &words, 1))
+		return p->piece ? FRAGMENT : UNREADABLE;
+	if (p->protocol == IPPROTO_TCP && words >> 4 < 5)
+		return UNREADABLE;
+	if (p->transport + (words >> 4) * 4 > p->end)
+		return p->piece ? FRAGMENT : UNREADABLE;
+	return NONE;
+}
+#endif
 
 /* RFC 791 3.1. Only a router alert (RFC 2113) passes; padding before an option is looked through to name a
  * source route, which leads to another destination than the header says. */
@@ -127,8 +197,13 @@ static __always_inline enum reason read_ipv4(struct __sk_buff *skb, struct packe
 	length = (*(u8 *)&ip & 15) * 4;
 	if ((*(u8 *)&ip >> 4) != 4 || length < 20)
 		return UNREADABLE;
+#ifdef LINK
+	if (read_ipv4_end(skb, p, &ip, length))
+		return UNREADABLE;
+#else
 	if (ip.frag_off & bpf_htons(0x3fff))     /* more fragments, or not the first */
 		return FRAGMENT;
+#endif
 	map_ipv4(outbound ? p->tuple.local : p->tuple.remote, ip.saddr);
 	map_ipv4(outbound ? p->tuple.remote : p->tuple.local, ip.daddr);
 	p->protocol = ip.protocol;
@@ -159,6 +234,8 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING &&
 		    next != IPPROTO_AH && next != IPPROTO_FRAGMENT && next != IPPROTO_MH)
 			break;
+		if (next == IPPROTO_FRAGMENT && L2)        /* what lies behind it is the transport header */
+			break;
 		if (next == IPPROTO_FRAGMENT)
 			return FRAGMENT;
 		if (next == IPPROTO_AH || next == IPPROTO_MH)
@@ -170,6 +247,15 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 		at += (header[1] + 1) * 8;
 		next = header[0];
 	}
+#ifdef LINK
+	p->data = at;
+	if (next == IPPROTO_FRAGMENT) {
+		if (read_fragment_header(skb, p, at, &next))
+			return UNREADABLE;
+		at += 8;
+		p->data = at;
+	}
+#endif
 	if (next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_ROUTING ||
 	    next == IPPROTO_AH || next == IPPROTO_FRAGMENT || next == IPPROTO_MH)
 		return EXTENSION_HEADER;
@@ -177,6 +263,9 @@ static __always_inline enum reason read_ipv6(struct __sk_buff *skb, struct packe
 		return UNREADABLE;
 	p->protocol = next;
 	p->transport = at;
+#ifdef LINK
+	return find_end(skb, p, sizeof(ip) + bpf_ntohs(ip.payload_len));
+#endif
 	return NONE;
 }
 
@@ -220,6 +309,16 @@ static __always_inline enum reason read_packet(struct __sk_buff *skb, struct pac
 		return UNREADABLE;
 	if (wrong)
 		return wrong;
+#ifdef LINK
+	if (p->offset) {
+		set_service(&p->tuple, 0, p->protocol, outbound);
+		return NONE;
+	}
+	if (has_ports(p->protocol) || p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
+		wrong = holds_header(skb, p);
+	if (wrong)
+		return wrong;
+#endif
 	if (has_ports(p->protocol))
 		return read_ports(skb, p, outbound);
 	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
@@ -240,6 +339,17 @@ static __always_inline int is_neighbour_discovery(const struct packet *p)
 {
 	return p->protocol == IPPROTO_ICMPV6 && is_on_link(p->tuple.remote) && p->icmp_type >= 133 &&
 	       p->icmp_type <= 137 && p->hop_limit == 255;
+}
+
+/* RFC 2710 3, RFC 3810 5, RFC 9776 4: membership reports; hop limit 1, to groups that no router forwards. */
+static __always_inline int is_membership_report(const struct packet *p)
+{
+	if (p->hop_limit != 1)
+		return 0;
+	if (p->protocol == IPPROTO_ICMPV6)
+		return p->tuple.remote[0] == 0xff && p->tuple.remote[1] == 2 &&
+		       (p->icmp_type == 131 || p->icmp_type == 132 || p->icmp_type == 143);
+	return p->protocol == IPPROTO_IGMP && (word(p->tuple.remote, 3) & bpf_htonl(0xffffff00)) == bpf_htonl(0xe0000000);
 }
 
 /* RFC 2131 4.1, RFC 8415 7: to everybody on the link, and to no server by its address, which could be anyone. */

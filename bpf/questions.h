@@ -26,11 +26,6 @@ static __always_inline int read_on_link(struct __sk_buff *skb, const struct subj
 	return 0;
 }
 
-static __always_inline int refuse_question(struct __sk_buff *skb, const struct slate *s, const struct packet *p)
-{
-	return STOP;
-}
-
 /* The socket that asks has kept it; what comes from no socket is not answered to one. */
 static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
 				   const struct tuple *client)

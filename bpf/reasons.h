@@ -86,3 +86,6 @@ enum stage {
 	STAGE_GRANTS,
 	STAGES,
 };
+
+/* Of a link, in a table of its own: the first two are the same there. */
+enum link_stage { STAGE_ALONE = 2, STAGE_PROXIED };

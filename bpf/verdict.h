@@ -250,7 +250,8 @@ static __always_inline enum reason ask_prefixes(struct subject *who, const struc
 	return reason;
 }
 
-/* Where questions are checked, those that are not read are refused. */
+/* Where questions are checked, those that are not read are refused. Those over TCP are read by the proxy, to which
+ * the link leads them: link.c asks before it judges. */
 static __always_inline int unread_question(const struct subject *who, const struct tuple *t)
 {
 	return (who->flags & ONLY_ALLOWED_NAMES) && t->protocol != IPPROTO_UDP;
@@ -264,7 +265,7 @@ static __always_inline enum reason judge(struct subject *who, const struct tuple
 	if (may_be_resolver(who->flags, t->remote_port) &&
 	    (t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_TCP) &&
 	    is_resolver(who->policy, t->remote, t->remote_port))
-		return unread_question(who, t) ? QUESTION_UNREAD : RESOLVER;  /* 6 */
+		return unread_question(who, t) && !(who->flags & LINKED) ? QUESTION_UNREAD : RESOLVER;  /* 6 */
 	ports = find_ports(who->policy, t->protocol, t->remote_port);
 	by_grant = ask_grants(who, t, ports);                                 /* 7 */
 	if (by_grant == ALLOWED)

@@ -10,6 +10,8 @@ Rules this file obeys:
 - Who starts has its own layout decide in the end. If it does already, whatever else is there is left over. If
   it does not, what there is of it is not whole: away with it, and everything is taken over from the layout
   that decides. If none does, nothing was filtered, and there is nothing to take over.
+- Programs of links are replaced when the new half decides, before anything that is older goes: until then
+  they decide by the older maps, whatever stands in the settings there (flows.h).
 - Programs are detached before they are unpinned, and unpinned before their maps: so what is attached can
   always be found by its pins, and detached (`skouter off`), whoever died in between.
 - Whoever calls this holds the instance's lock.
@@ -86,17 +88,21 @@ def bring_up(
     cgroups: Sequence[Path],
     sockets: Sockets = carry.sockets,
     flags: tuple[str, ...] = (),
+    links: Callable[[Datapath], None] = lambda _: None,
 ) -> Datapath:
     """The kernel half of this version below `root`; where another one decided, attached in its place.
 
     `cgroups` are the folders to which programs may be attached. `sockets` lists what is kept with each socket
-    (carry.py). Raises :class:`DatapathError`: then whatever decided before goes on to do so.
+    (carry.py). `links` puts the new programs in the place of older ones on every link: it is called when the
+    new half decides and what is older is still pinned. Raises :class:`DatapathError`: then whatever decided
+    before goes on to do so.
     """
     cgroups = [cgroup for cgroup in cgroups if cgroup.is_dir()]
     there = layouts(root, run)
     mine = next((one for one in there if one.name == contract().layout), None)
     deciding = [one for one in there if one.decides(cgroups)]
     before = mine if mine in deciding else next(iter(deciding), None)
+    left_over = []
     for one in there:
         if one is mine:
             # Attached nowhere it is as `skouter off` leaves it, and whole, unless it was still in the shadow.
@@ -104,15 +110,20 @@ def bring_up(
         else:
             # One that nobody can read may still filter: its programs go when ours are attached.
             useless = one is not before and (one.contract is not None or not is_attached(one, cgroups))
-        if useless:
+        if useless and one is mine:
             remove(one, run, cgroups)
+        elif useless:
+            left_over.append(one)
     keep_text(run)
     if before is None or before is mine:
         loaded = load(root, flags)
-        replace_older(loaded, cgroups)
-        return loaded
-    loaded = take_over(before, run, cgroups, sockets, flags)
-    remove(before, run, cgroups)
+        replace_older(loaded, cgroups, links)
+    else:
+        loaded = take_over(before, run, cgroups, sockets, flags)
+        links(loaded)
+        left_over.append(before)
+    for one in left_over:
+        remove(one, run, cgroups)
     return loaded
 
 
@@ -145,7 +156,7 @@ def attach_beside(before: Layout, loaded: Datapath, cgroups: Sequence[Path]) -> 
         loaded.join(cgroup, [name for name in HOOKS if name in names])
 
 
-def replace_older(loaded: Datapath, cgroups: Sequence[Path]) -> None:
+def replace_older(loaded: Datapath, cgroups: Sequence[Path], links: Callable[[Datapath], None]) -> None:
     """Programs of another text over the same maps: ours are attached first."""
     mine = programs_folder(loaded.root)
     layout = Layout(loaded.root, maps_folder(loaded.root), contract())
@@ -153,6 +164,7 @@ def replace_older(loaded: Datapath, cgroups: Sequence[Path]) -> None:
     for cgroup in cgroups:
         names = {older[number].name for number in attached(cgroup) & older.keys()}
         loaded.join(cgroup, [name for name in HOOKS if name in names])
+    links(loaded)
     _detach_and_unpin(older, cgroups)
 
 
