@@ -269,13 +269,13 @@ class Enforcement:
 
     def _judge_links(self, ways: Mapping[str, Ways], marks: Marks | None, outcome: Outcome) -> None:
         held = {path: self.placed[path][0] for path in ways if path in self.placed}
-        with _told(outcome, "links"), locked(self.engine.where):
-            states = self.engine.links.follow({held[path]: ways[path] for path in held})
-            self.link_states = {path: states[identity] for path, identity in held.items()}
         if held and marks and marks != self._steered:
             with _told(outcome, "DNS over TCP of pods"):
                 self.engine.links.steer(marks, self.engine.where.name)
                 self._steered = marks
+        with _told(outcome, "links"), locked(self.engine.where):
+            states = self.engine.links.follow({held[path]: ways[path] for path in held})
+            self.link_states = {path: states[identity] for path, identity in held.items()}
 
     def _has(self, name: str, folder: Path) -> bool:
         return name in self.held and folder in self.held[name].cgroups

@@ -25,6 +25,7 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
+from gateway.link_programs import LinkPrograms
 from gateway.links import Links
 from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
@@ -89,7 +90,7 @@ class Engine:
         with locked(where):
             place.ensure_bpffs(where)
             self.datapath: Datapath = versions.bring_up(
-                where.pins, where.run, (where.cgroup, where.hierarchy)
+                where.pins, where.run, (where.cgroup, where.hierarchy), links=self._replace_on_links
             )
             self.numbers = Numbers(self.datapath)
             self.homes = Homes(self.datapath)
@@ -107,6 +108,9 @@ class Engine:
         """Lets go of descriptors; enforcement goes on."""
         self.numbers.close()
         self.datapath.close()
+
+    def _replace_on_links(self, loaded: Datapath) -> None:
+        LinkPrograms(self.where.pins).replace_all(loaded.programs)
 
     def _attach(self, host: bool) -> None:
         """To the hierarchy or to our cgroup, never to both for long: a packet would be judged twice."""

@@ -91,13 +91,14 @@ class LinkPrograms:
                     gone.append(f"{name} from {interface}")
         return gone
 
-    def replace_all(self, programs: Mapping[str, int], older: set[int]) -> None:
-        """These programs wherever programs of `older` are."""
+    def replace_all(self, programs: Mapping[str, int]) -> None:
+        """These programs wherever others of ours are."""
+        ours = self.pinned()
         filtered = netlink.with_filters() if not self.by_tcx else []
         for index, _name in socket.if_nameindex():
             with _unless_gone():
-                if (self.by_tcx or index in filtered) and self._is_judged(index, older):
-                    self.attach(index, programs, older)
+                if (self.by_tcx or index in filtered) and self._is_judged(index, ours):
+                    self.attach(index, programs, ours)
 
     # ---- Both forms ---------------------------------------------------------------------------------------
 
