@@ -1,4 +1,4 @@
-"""Which veths lead into a namespace, and what is attached to them, beside other tools' programs."""
+"""Which veths lead into a namespace, who judges them beside other tools, and what the kernel is told."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from typing import TypeVar
 import pytest
 
 from bpf import kernel
-from bpf.datapath import identities
+from bpf.contract import contract
+from bpf.datapath import Datapath, identities
 from gateway import place
+from gateway.homes import Homes
 from gateway.link_programs import ORDER, LinkPrograms, has_tcx
+from gateway.links import ATTACHED, BYPASSED, NONE, Links, State
 from routing import interfaces, links, netlink
 from routing.links import Link, Ways
 from routing.namespaces import inside
+from routing.own import Home
 from tests.topology import Namespace, wait_for
 
 T = TypeVar("T")
 SCHED_CLS, UNSPEC, OK, SHOT = 3, -1, 0, 2
 INGRESS, EGRESS = kernel.TCX_INGRESS, kernel.TCX_EGRESS
 FORMS = ["tcx", "clsact"]
+WORKLOAD, OTHER, POLICY, HOME = 7_000_001, 7_000_002, 4000, 77
 
 
 def returning(what: int) -> int:
@@ -346,3 +351,144 @@ def test_a_link_that_has_gone_is_an_error_and_detaching_it_none(
         host.do(lambda: on.attach(index, ours.programs, numbers))
     host.do(lambda: on.detach(index, numbers))
     ours.close()
+
+
+# ---- What the kernel is told of it ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(datapath: Datapath) -> Iterator[Datapath]:
+    for workload in (WORKLOAD, OTHER):
+        datapath["workloads"][workload] = (POLICY, 0, HOME)
+    yield datapath
+    for workload in (WORKLOAD, OTHER):
+        datapath["workloads"].discard(workload)
+    for index, _row in list(datapath["links"].items()):
+        datapath["links"].discard(int(index))
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def judged(request: pytest.FixtureRequest, rows: Datapath, host: Machine) -> Iterator[Links]:
+    if request.param == "tcx" and not has_tcx():
+        pytest.skip("tcx needs Linux 6.6")
+    made = host.do(lambda: Links(rows, by_tcx=request.param == "tcx"))
+    yield made
+    host.do(made.on.detach_all)
+
+
+def is_linked(rows: Datapath, workload: int = WORKLOAD) -> bool:
+    return bool(int(rows["workloads"][workload].flags) & contract().constant("LINKED"))
+
+
+def told(rows: Datapath) -> dict[int, tuple[int, bytes]]:
+    return {int(index): (int(row.workload), bytes(row.mac)) for index, row in rows["links"].items()}
+
+
+def follow(host: Machine, judged: Links, ways: Ways, workload: int = WORKLOAD) -> State:
+    return host.do(lambda: judged.follow({workload: ways}))[workload]
+
+
+def test_a_link_is_told_and_goes_without_a_trace(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    ways = host.ways_of(pod)
+    assert follow(host, judged, ways) == State(ATTACHED)
+    assert told(rows) == {host.index("host0"): (WORKLOAD, ways.links[0].mac)}
+    assert is_linked(rows)
+    assert not host.do(judged.moved)
+    host.do(lambda: judged.keep({WORKLOAD}))
+    assert is_linked(rows)
+    host.do(lambda: judged.keep({OTHER}))
+    assert told(rows) == {}
+    assert not is_linked(rows)
+    assert host.do(judged.on.detach_all) == []
+
+
+def test_another_mac_and_another_veth_are_followed(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    follow(host, judged, host.ways_of(pod))
+    pod.ip("link set eth0 address 02:00:00:00:00:09")
+    follow(host, judged, host.ways_of(pod))
+    assert told(rows)[host.index("host0")] == (WORKLOAD, bytes.fromhex("020000000009"))
+    pod.ip("link del eth0")
+    assert follow(host, judged, host.ways_of(pod)) == State(NONE, "no interface leads out of its network yet")
+    assert not is_linked(rows)
+    assert told(rows) == {}
+    pod.ip(f"link add eth0 type veth peer name again netns {host.space.holder.pid}")
+    assert follow(host, judged, host.ways_of(pod)) == State(ATTACHED)
+    assert list(told(rows)) == [host.index("again")]
+
+
+def test_what_leads_out_beside_the_link_takes_the_promise_back(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    follow(host, judged, host.ways_of(pod))
+    host.ip("link add under type bridge")
+    host.ip(f"link add link under name macvlan0 netns {pod.space.holder.pid} type macvlan")
+    state = follow(host, judged, host.ways_of(pod))
+    assert state == State(BYPASSED, "macvlan0 (macvlan) is no veth to this host")
+    assert not is_linked(rows)
+    assert told(rows)
+
+
+def test_who_detaches_ours_is_seen_and_put_right(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    ways = host.ways_of(pod)
+    follow(host, judged, ways)
+    host.do(judged.on.detach_all)
+    judged.look_again()
+    assert host.do(judged.moved)
+    (state,) = host.do(judged.states).values()
+    assert (state.link, state.why) == (NONE, "host0: somebody detached what judges it")
+    assert follow(host, judged, ways) == State(ATTACHED)
+
+
+def test_a_start_believes_linked_only_where_it_is(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    follow(host, judged, host.ways_of(pod))
+    rows["workloads"][OTHER] = (POLICY, contract().constant("LINKED"), HOME)
+    host.do(judged.settle)
+    assert is_linked(rows)
+    assert not is_linked(rows, OTHER)
+    host.do(judged.on.detach_all)
+    judged.look_again()
+    host.do(judged.settle)
+    assert not is_linked(rows)
+
+
+@pytest.mark.parametrize(("home", "stays"), [(HOME, True), (HOME + 1, False)])
+def test_a_row_that_is_written_again_keeps_its_link_in_the_same_home_only(
+    rows: Datapath, home: int, stays: bool
+) -> None:
+    rows["workloads"][WORKLOAD] = (POLICY, contract().constant("LINKED"), HOME)
+    Homes(rows).enter(WORKLOAD, POLICY, Home(home))
+    assert is_linked(rows) is stays
+
+
+def test_a_workload_that_is_nobodys_by_now_gets_no_row(
+    host: Machine,
+    pod: Machine,
+    judged: Links,
+    rows: Datapath,
+) -> None:
+    rows["workloads"].discard(WORKLOAD)
+    follow(host, judged, host.ways_of(pod))
+    assert rows["workloads"].get(WORKLOAD) is None
