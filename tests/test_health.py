@@ -20,6 +20,7 @@ SEEN = Numbers(
     version="1.2",
     packets={"shop/web": {"RULE": 7, "NO_RULE": 2}},
     workloads={"enforced": 3},
+    links={"attached": 2, "none": 1},
     api={"requests": 9},
     api_connected=True,
 )
