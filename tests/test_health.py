@@ -155,6 +155,7 @@ def test_metrics_are_for_those_whom_the_api_server_lets(tmp_path: Path) -> None:
             assert status == 200
             assert 'skouter_packets_total{policy="shop/web",reason="no_rule"} 2.0' in text
             assert 'skouter_build_info{version="1.2"} 1.0' in text
+            assert 'skouter_links{state="attached"} 2.0' in text
             assert 'skouter_api_total{what="requests"} 9.0' in text
         assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
 

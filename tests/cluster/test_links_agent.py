@@ -231,7 +231,7 @@ def test_a_pod_that_is_selected_no_more_has_its_link_to_itself(node: Kubelet, sp
         until_linked(node, pod)
         relabel(node, data, app="other")
         wait_for(lambda: judging(node, link(pod)) == [], "the end of the link")
-        assert links(node) == {}
+        wait_for(lambda: links(node) == {}, "the end of its row")
         assert arrives(node, pod)
         assert pod.do(PAGE.format(REFUSED)) == "connected"
         relabel(node, data, app="web")
