@@ -116,33 +116,41 @@ static __always_inline int is_wanted(struct slate *s, const struct subject *who)
 }
 
 /* A question that was read goes out and is kept, so that its answer is believed. Where only allowed names may
- * be asked for: is this one, or what is left of it without a search suffix? One name in each turn. */
+ * be asked for: is this one, or what is left of it without a search suffix? One name in each turn. The packet is
+ * read last: the verifier would follow each way to do so through all of the names. */
 int ask(struct __sk_buff *skb)
 {
 	struct slate *s = slate_of(skb);
 	struct subject who = {};
 	struct packet p ALIGNED = {};
+	int refused = 0;
 
-	if (!s || !find_workload(skb, &who) || read_packet(skb, &p, 1)) {
+	if (!s || !find_workload(skb, &who)) {
 		release_slate(skb);
 		return STOP;
 	}
 	if (who.flags & ONLY_ALLOWED_NAMES && !who.shadow && !read_on_link(skb, &who)) {
 		if (!s->suffix)
 			find_suffixes(s, who.policy);
-		if (!is_wanted(s, &who)) {
-			u32 cut = s->suffixes.length[s->suffix & (SUFFIXES - 1)];
+		refused = !is_wanted(s, &who);
+	}
+	if (refused) {
+		u32 cut = s->suffixes.length[s->suffix & (SUFFIXES - 1)];
 
-			if (s->suffix++ < SUFFIXES && cut && cut < s->text_length) {
-				s->length = s->text_length - cut;
-				stages.call(skb, STAGE_ASK);
-			}
-			tell_question(skb, s, &who, &p.tuple);
-			if (!(who.flags & AUDIT)) {
-				release_slate(skb);
-				return refuse_question(skb, s, &p);
-			}
+		if (s->suffix++ < SUFFIXES && cut && cut < s->text_length) {
+			s->length = s->text_length - cut;
+			stages.call(skb, STAGE_ASK);
 		}
+	}
+	if (read_packet(skb, &p, 1)) {
+		release_slate(skb);
+		return STOP;
+	}
+	if (refused)
+		tell_question(skb, s, &who, &p.tuple);
+	if (refused && !(who.flags & AUDIT)) {
+		release_slate(skb);
+		return refuse_question(skb, s, &p);
 	}
 	return let_ask(skb, s, &who, &p.tuple);
 }

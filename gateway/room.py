@@ -6,16 +6,21 @@ Rules this file obeys:
   emptied: nobody turns them any more.
 - Not every workload that comes counts all others anew: quotas leave room for some more, and the next count is
   due when these have come. So many workloads take no more time each than few.
+- A workload with a link has rings of its own there (LINK_BIT in contract.h): where there are links, all count
+  twice.
 - Whoever calls this holds the instance's lock.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from bpf.contract import contract
 from bpf.datapath import Datapath
 
 # Ring to the table behind it: also a field of struct tally and of struct settings, and a limit in capitals.
 RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
+OF_LINKS = ("flows", "inbounds")
 SPARE = 8  # a count leaves room for an eighth more workloads
 
 
@@ -38,35 +43,47 @@ class Room:
         self._spare = 1 + len(workloads) // SPARE
         self._set_quotas(workloads, len(workloads) + self._spare, numbers + self._spare)
 
-    def _set_quotas(self, workloads: list[int], holders: int, numbers: int) -> None:
+    def _set_quotas(self, workloads: list[int], count: int, numbers: int) -> None:
         constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
         before = self.datapath["settings"][0]
-        quotas = {table: share(constant(table.upper()), entries[table], holders) for table in RINGS.values()}
+        holders = dict.fromkeys(RINGS.values(), count)
+        if next(self.datapath["links"].raw_keys(), None) is not None:
+            holders |= dict.fromkeys(OF_LINKS, 2 * count)
+        quotas = {name: share(constant(name.upper()), entries[name], holders[name]) for name in holders}
         addresses = entries["grants"] // constant("GRANTS_PER_POLICY")
         self.datapath.set(**quotas, addresses=share(constant("ADDRESSES"), addresses, numbers))
         for ring, table in RINGS.items():
-            for workload in workloads if quotas[table] < getattr(before, table) else ():
-                most = min(self._turned(workload, table), int(getattr(before, table)))
-                self._forget_places(workload, ring, table, range(quotas[table], most))
+            for owner in owners(workloads) if quotas[table] < getattr(before, table) else ():
+                most = min(self._turned(owner, table), int(getattr(before, table)))
+                self._forget_places(owner, ring, table, range(quotas[table], most))
 
     def forget(self, workload: int) -> None:
         """What a workload has in its rings, and in the tables behind them."""
-        for ring, table in RINGS.items():
-            most = min(self._turned(workload, table), contract().constant(table.upper()))
-            self._forget_places(workload, ring, table, range(most))
-        self.datapath["tallies"].discard(workload)
+        for owner in owners([workload]):
+            for ring, table in RINGS.items():
+                most = min(self._turned(owner, table), contract().constant(table.upper()))
+                self._forget_places(owner, ring, table, range(most))
+            self.datapath["tallies"].discard(owner)
+        for slot in range(contract().constant("FRAGMENTS")):
+            self.datapath["fragments"].discard((workload, slot))
 
-    def _turned(self, workload: int, table: str) -> int:
+    def _turned(self, owner: int, table: str) -> int:
         """How many places of a ring were looked at since it began: none beyond is taken."""
-        tally = self.datapath["tallies"].get(workload)
+        tally = self.datapath["tallies"].get(owner)
         return int(getattr(tally, table)) if tally is not None else 0
 
-    def _forget_places(self, workload: int, ring: str, table: str, places: range) -> None:
+    def _forget_places(self, owner: int, ring: str, table: str, places: range) -> None:
         for number in places:
-            found = self.datapath[ring].get((workload, number))
+            found = self.datapath[ring].get((owner, number))
             if found is not None:
-                self.datapath[ring].discard((workload, number))
+                self.datapath[ring].discard((owner, number))
                 self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
+
+
+def owners(workloads: Collection[int]) -> list[int]:
+    """By what their rings are known: their own, and those that their links write."""
+    bit = 1 << contract().constant("LINK_BIT")
+    return [*workloads, *(workload | bit for workload in workloads)]
 
 
 def share(most: int, entries: int, holders: int) -> int:

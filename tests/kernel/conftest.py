@@ -7,6 +7,7 @@ import pytest
 
 from bpf.datapath import Datapath
 from tests.kernel.bench import Bench, Namespace
+from tests.kernel.link_lab import Lab, World
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,28 @@ def bench(bench_of_run: Bench) -> Bench:
     """With empty tables."""
     bench_of_run.clear()
     return bench_of_run
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def linked(datapath: Datapath, cgroup_root: Path) -> Iterator[Path]:
+    """A workload whose packets meet the cgroup's programs, before they come to its link."""
+    folder = cgroup_root / "linked"
+    folder.mkdir()
+    datapath.attach(folder)
+    yield folder
+    datapath.detach(folder)
+
+
+@pytest.fixture
+def w_link(bench: Bench, linked: Path, lab: Lab) -> Iterator[World]:
+    world = World(bench, linked, lab)
+    with world.open:
+        yield world
+    world.detach()
