@@ -90,7 +90,7 @@ uninstall:
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install --quiet --editable '.[lab]'
+	$(BIN)/pip install --quiet --editable .
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

@@ -30,6 +30,7 @@
 #include "learn.h"
 #include "questions.h"
 #include "stages.h"
+#include "proxy.h"
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 {
@@ -121,7 +122,8 @@ static __always_inline int judge_egress(struct __sk_buff *skb, struct socket *s)
 	if (!who.policy)
 		reason = UNCLASSIFIED;
 	else if (!reason && local)                                            /* 2 */
-		reason = is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : to_local_server(&who, &p);
+		reason = is_led(s, &who, &p) ? LOOPBACK :
+			 is_forged(p.tuple.local, p.tuple.remote) ? SPOOFED : to_local_server(&who, &p);
 	else if (!reason)
 		reason = decide(skb, socket_of(skb), s, &who, &p);
 	if (!conclude(skb, &who, &p.tuple, s, reason))
@@ -219,7 +221,7 @@ static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socke
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
 }
 
-static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t)
+static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t, int ipv4_hook)
 {
 	struct subject who = {.hook = HOOK_CONNECT};
 	struct socket *s = storage_of(ctx->sk);
@@ -228,8 +230,13 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tu
 	note_process(ctx, s);
 	if (ctx->type != SOCK_STREAM || t->protocol != IPPROTO_TCP)
 		return PASS;             /* connecting a datagram socket sends nothing: resolvers do it to sort */
+	if (s)
+		*(u16 *)s->server_port = 0;
 	if (!find_workload(NULL, &who))
 		return PASS;
+	reason = lead(ctx, &who, s, t, ipv4_hook);
+	if (reason)
+		return conclude(ctx, &who, t, s, reason);
 	if (is_loopback(t->remote) || is_unspecified(t->remote)) {
 		reason = (who.flags & ONLY_ALLOWED_NAMES) && is_dns_port(t->remote_port) ? QUESTION_UNREAD : LOOPBACK;
 	} else {
@@ -262,7 +269,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	struct tuple t ALIGNED = {};
 
 	remote_of(ctx, &t, 1);
-	return connecting(ctx, &t);
+	return connecting(ctx, &t, 1);
 }
 
 int connect6(struct bpf_sock_addr *ctx)
@@ -270,7 +277,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	struct tuple t ALIGNED = {};
 
 	remote_of(ctx, &t, 0);
-	return connecting(ctx, &t);
+	return connecting(ctx, &t, 0);
 }
 
 /* A datagram that egress drops gives its sender EPERM at once, so that nothing is decided here. */

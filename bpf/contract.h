@@ -228,8 +228,10 @@ struct socket {
 	__u32 pid;
 	char comm[16];
 	__u8 server[16];          /* whom it asked for when it was led to the proxy */
-	__u8 server_port[2];
-	__u8 pad[6];
+	__u8 server_port[2];      /* 0: it was not led */
+	__u8 listener;            /* it is one that the proxy listens on */
+	__u8 pad[5];
+	__u64 asker;              /* which workload was led */
 };
 
 struct inbound_key {

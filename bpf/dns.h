@@ -12,7 +12,7 @@
  */
 
 enum { HEADER = 12, NAME_WIRE = 255, POINTER = 0xc0 };
-enum { TYPE_A = 1, TYPE_CNAME = 5, TYPE_AAAA = 28, TYPE_OPT = 41, CLASS_IN = 1 };
+enum { TYPE_A = 1, TYPE_CNAME = 5, TYPE_AAAA = 28, TYPE_OPT = 41, TYPE_IXFR = 251, TYPE_AXFR = 252, CLASS_IN = 1 };
 enum { READ_NAME, READ_RECORD, READ_TARGET, READ_DONE };
 
 static __always_inline u32 be16(const u8 *bytes)
@@ -114,6 +114,14 @@ static __always_inline int read_question(struct slate *s)
 	mix(s, tail[3]);
 	s->at += 4;
 	return 1;
+}
+
+/* IXFR and AXFR ask for a zone, not for a name's records (RFC 1995, RFC 5936). */
+static __always_inline int is_transfer(struct slate *s)
+{
+	u32 type = be16(message_at(s, s->at - 4));
+
+	return type == TYPE_IXFR || type == TYPE_AXFR;
 }
 
 static __always_inline void next_record(struct slate *s)

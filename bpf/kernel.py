@@ -339,6 +339,17 @@ def test_run(program: int, frame: bytes, repeat: int = 1, context: bytes = b"") 
     return int(opts.retval), int(opts.duration)
 
 
+def test_run_context(program: int, frame: bytes, context: bytes) -> tuple[int, bytes]:
+    """(return value, context) of one run: what the program has written to the context it was given."""
+    opts, out = ffi.new("struct test_run *"), ffi.new("char[]", len(context))
+    opts.sz, opts.repeat = ffi.sizeof("struct test_run"), 1
+    data, ctx = ffi.from_buffer(frame), ffi.from_buffer(context)
+    opts.data_in, opts.data_size_in = data, len(frame)
+    opts.ctx_in, opts.ctx_size_in, opts.ctx_out, opts.ctx_size_out = ctx, len(context), out, len(context)
+    _checked(_lib.bpf_prog_test_run_opts(program, opts), "test run")
+    return int(opts.retval), bytes(ffi.buffer(out))
+
+
 class Ring:
     """The reading end of a ring buffer map: `fileno()` becomes readable, `consume()` calls back."""
 

@@ -50,6 +50,12 @@ static __always_inline int release_slate(struct __sk_buff *skb)
 	return LET;
 }
 
+/* As stage() noted it. */
+static __always_inline u64 workload_of(struct __sk_buff *skb)
+{
+	return (u64)skb->cb[CB_WORKLOAD_HIGH] << 32 | skb->cb[CB_WORKLOAD];
+}
+
 static __always_inline int leads_back(const u8 *address)
 {
 	u32 first = bpf_ntohl(word(address, 0)), last = bpf_ntohl(word(address, 3));

@@ -52,12 +52,15 @@ HOOKS = {
     "bind6": Hook("note", ADDRESS, 9),
     "sendmsg4": Hook("note", ADDRESS, 14),
     "sendmsg6": Hook("note", ADDRESS, 15),
+    "getpeername4": Hook("peer4", ADDRESS, 29),
+    "getpeername6": Hook("peer6", ADDRESS, 30),
     "resolver": Hook("resolver", SKB, 1),
 }
 STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
 # Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
 LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
 LINK_STAGES = ("question", "ask", "alone", "proxied")
+PROXY = ("whose", "outside", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
 
 
 def maps_folder(root: Path) -> Path:
@@ -98,7 +101,7 @@ def wanted() -> dict[str, tuple[str, int, int]]:
         name: (f"cgroup.c:{hook.function}", hook.kind, 0 if hook.kind == SKB else hook.attach)
         for name, hook in HOOKS.items()
     }
-    stages = {name: (f"cgroup.c:{name}", SKB, 0) for name in STAGES}
+    stages = {name: (f"cgroup.c:{name}", SKB, 0) for name in (*STAGES, *PROXY)}
     link_stages = {f"link_{name}": (f"link.c:{name}", LINK, 0) for name in LINK_STAGES}
     links = {name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}
     return {**stages, **hooks, **link_stages, **links}

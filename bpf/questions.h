@@ -21,6 +21,11 @@ static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32
 }
 
 #ifdef LINK
+static __always_inline int find_asker(struct __sk_buff *skb, struct subject *who)
+{
+	return find_workload(skb, who);
+}
+
 static __always_inline int read_on_link(struct __sk_buff *skb, const struct subject *who)
 {
 	return 0;
@@ -33,6 +38,19 @@ static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const
 	return release_slate(skb);
 }
 #else
+/* Whose question it is: the proxy says it, since a message that it hands in is no packet of the workload's. */
+static __always_inline int find_asker(struct __sk_buff *skb, struct subject *who)
+{
+	struct workload *found;
+	u64 id;
+
+	if (skb->cb[CB_HOOK] != HOOK_PROXY)
+		return find_workload(skb, who);
+	id = workload_of(skb);
+	found = workloads.lookup(&id);
+	return found && fill_subject(who, id, found);
+}
+
 static __always_inline int read_on_link(struct __sk_buff *skb, const struct subject *who)
 {
 	return (who->flags & LINKED) && skb->ifindex != LOOPBACK_IFINDEX;
@@ -50,6 +68,8 @@ static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const
 	struct question value = {.workload = who->workload, .socket = bpf_get_socket_cookie(skb)};
 	struct question_key key ALIGNED = {};
 
+	if (skb->cb[CB_HOOK] == HOOK_PROXY)      /* which keeps it itself, with its connection */
+		return release_slate(skb);
 	value.time = bpf_ktime_get_boot_ns();
 	value.policy = who->policy;
 	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? client : NULL);
@@ -70,14 +90,14 @@ int question(struct __sk_buff *skb)
 		wrong = QUESTION_UNREADABLE;
 		/* One buffer that the kernel cuts into many datagrams later has more questions than the first. */
 		if (!skb->gso_size && !load_message(skb, s, skb->cb[CB_OFFSET]) && !(s->message[2] & 0xf8) &&
-		    read_question(s)) {
+		    read_question(s) && !is_transfer(s)) {
 			s->length = s->text_length;
 			s->suffix = 0;
 			stages.call(skb, STAGE_ASK);
 		}
 	}
 	release_slate(skb);
-	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
+	if (!find_asker(skb, &who) || read_packet(skb, &p, 1))
 		return STOP;                     /* neither can be: who comes before has seen both */
 	who.hook = HOOK_OUT;
 	if (who.flags & ONLY_ALLOWED_NAMES)
@@ -125,7 +145,7 @@ int ask(struct __sk_buff *skb)
 	struct packet p ALIGNED = {};
 	int refused = 0;
 
-	if (!s || !find_workload(skb, &who)) {
+	if (!s || !find_asker(skb, &who)) {
 		release_slate(skb);
 		return STOP;
 	}

@@ -3,6 +3,7 @@
  *   egress   -> question -> ask                     what may be asked, and is kept (questions.h)
  *   ingress  -> answer [-> pattern] [-> alias] -> records -> grant
  *   resolver -> answer ...                          of a server on this host
+ *   inquire  -> question ..., teach -> answer ...   of what came over TCP (proxy.h)
  *
  * Rules this file obeys:
  *   - Stages hand on a slate (learn.h); whichever does not call the next one releases it.
@@ -15,6 +16,14 @@ static __always_inline void turn(struct tuple *to, const struct tuple *from)
 	copy_address(to->local, from->remote);
 	copy_address(to->remote, from->local);
 	set_service(to, *(const u32 *)from->local_port, from->protocol, 0);
+}
+
+/* The proxy has asked it itself: it is nobody's but the workload's that the proxy names. */
+static __always_inline enum reason proxied_question(struct __sk_buff *skb, struct slate *s)
+{
+	s->question.workload = workload_of(skb);
+	s->question.socket = 0;
+	return NONE;
 }
 
 /* Somebody wants what the records say, or they are told all the same. */
@@ -31,21 +40,22 @@ int answer(struct __sk_buff *skb)
 	struct packet p ALIGNED = {};
 	struct tuple client ALIGNED = {};
 	struct slate *s = claim_slate(skb);
-	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER;
+	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER, proxied = skb->cb[CB_HOOK] == HOOK_PROXY;
 	enum reason wrong = ANSWER_UNREADABLE;
 
 	if (!outbound)
-		find_workload(skb, &who);
+		find_asker(skb, &who);
 	if (!s) {
 		count(who.policy, ANSWER_BUSY);
-		return PASS;
+		return proxied ? DROP : PASS;    /* the proxy holds what was not read */
 	}
-	if (read_packet(skb, &p, outbound))
+	if (read_packet(skb, &p, outbound || proxied))
 		return release_slate(skb);
 	if (outbound)
 		turn(&client, &p.tuple);
 	if (!load_message(skb, s, skb->cb[CB_OFFSET]) && (s->message[2] & 0xf8) == 0x80 && read_question(s))
-		wrong = take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
+		wrong = proxied ? proxied_question(skb, s) :
+				  take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
 	if (!wrong && (!asker(s, &who) || (outbound && !is_resolver(who.policy, client.remote, client.remote_port))))
 		wrong = ANSWER_UNASKED;
 	if (wrong) {

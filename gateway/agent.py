@@ -28,6 +28,7 @@ from gateway import duties, kubelet, lifelines
 from gateway.acceptance import Acceptance
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
+from gateway.dns_service import AgentProxy
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.good_files import GoodFiles
@@ -36,6 +37,7 @@ from gateway.notify import NOTICE, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
+from gateway.pod_homes import follow_interfaces
 from gateway.refusals import Refusals
 from gateway.request import NodeOf, Request
 from gateway.settings import Settings
@@ -43,7 +45,6 @@ from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
 from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
-from routing import interfaces
 from routing.own import changes, drain
 from routing.steering import Marks
 
@@ -115,13 +116,18 @@ class _Agent:
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self.refusals.tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
-                self.nursery.start_soon(self._follow_links)
+                if self.pods:
+                    self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
+                self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
     async def _begin(self) -> None:
         self._take(await self._first_documents())
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
+        engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
+        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath)))
+        engine.lead, engine.links.hand_over = self.dns.listeners.lead, self.dns.take_over
         self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
         self.enforcement = Enforcement(engine, self.root, self.tree.ids)
@@ -201,16 +207,6 @@ class _Agent:
             acceptance.look(self.pods.cluster)
             self._ask()
             await self.source.changed()
-
-    async def _follow_links(self) -> None:
-        """A pod may get its interfaces after its first process."""
-        with interfaces.changes() as news:
-            while self.pods:
-                await trio.lowlevel.wait_readable(news)
-                drain(news)
-                if unlinked := self.pods.homes.unlinked(trio.current_time()):
-                    self.stirred |= unlinked
-                    self._ask()
 
     async def _look_around(self) -> None:
         """Addresses are told by the kernel as they change; what nobody tells is looked at again and again."""
@@ -296,10 +292,8 @@ class _Agent:
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
-            ways, marks = self.pods.homes.ways, Marks(self.settings.link.mask, self.settings.link.mark)
-            return wanted, self.enforcement.apply(
-                wanted, ids, options, around.home, self.pods.where(around.home), ways, marks
-            )
+            homes, ways = self.pods.where(around.home), self.pods.homes.ways
+            return wanted, self.enforcement.apply(wanted, ids, options, around.home, homes, ways)
 
         wanted, outcome = await self._at_length(enforce)
         self.is_whole = self.pods is None or wanted.ranges is not None
@@ -357,6 +351,7 @@ class _Agent:
             failed=tuple(failed),
             told=(*told, *loose, *self._api_away()),
             pods=tuple(rows),
+            dns=self.dns.numbers(),
         )
         self.board.post(bulletin)
         self.last = bulletin

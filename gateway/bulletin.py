@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Bulletin:
     failed: tuple[str, ...]
     told: tuple[str, ...]
     pods: tuple[dict[str, Any], ...] = ()
+    dns: dict[str, int] = field(default_factory=dict)  # over TCP: what the proxy did so far
 
     def __str__(self) -> str:
         text = f"workloads: {self.workloads}, cgroups: {self.cgroups}"

@@ -21,6 +21,7 @@ from gateway.request import Request
 
 if TYPE_CHECKING:
     from gateway.api_server import Door
+    from gateway.dns_service import AgentProxy
     from gateway.source_kubernetes import Kubernetes
 
 HUNG = 300.0  # seconds after which a step is taken to hang
@@ -35,6 +36,7 @@ class Agent(Protocol):
     is_ready: bool
     busy_since: float | None
     last: Bulletin | None
+    dns: AgentProxy
 
     def packets(self) -> Mapping[str, Mapping[str, int]]: ...
 
@@ -74,6 +76,7 @@ def _numbers(agent: Agent) -> Numbers:
         links=_links(last.pods) if last else {},
         problems=len(last.problems) + len(last.failed) if last else 0,
         api=source.counts() if source else {},
+        dns=agent.dns.numbers(),
         api_connected=source.health.connected if source else None,
     )
 

@@ -39,7 +39,6 @@ from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
 from routing.links import Ways
 from routing.own import Home
-from routing.steering import Marks
 
 GROUP_RING = 1 << 16  # bytes: there may be hundreds of groups
 NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
@@ -72,7 +71,7 @@ class Enforcement:
         self._as: dict[str, tuple[Policy, Options]] = {}
         self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
         self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
-        self._steered: Marks | None = None
+        self._is_steered = False
         self.link_states: dict[str, State] = {}  # of the pods whose links are wanted, by path
 
     @property
@@ -107,11 +106,10 @@ class Enforcement:
         home: Home,
         homes: Mapping[str, Home] = NOWHERE_ELSE,
         ways: Mapping[str, Ways] = NO_WAYS,
-        marks: Marks | None = None,
     ) -> Outcome:
         """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. Pods live in
         their `homes`, one that has none there where it lived; all others in `home`. Those of their processes
-        that live elsewhere decide nothing. `ways` lead out of homes of their own, `marks` to the proxy."""
+        that live elsewhere decide nothing. `ways` lead out of homes of their own."""
         outcome = Outcome()
         if plan.ranges and plan.ranges != self._ranges:
             with _told(outcome, "networks of the cluster"):
@@ -123,7 +121,7 @@ class Enforcement:
         linked = self._linked(plan, ids)
         self._keep_links(plan, ids, linked, outcome)
         self._place_all(plan, ids, homes, home, outcome)
-        self._judge_links({path: ways[path] for path in linked if path in ways}, marks, outcome)
+        self._judge_links({path: ways[path] for path in linked if path in ways}, outcome)
         self._known = set(ids.values())
         for name in {*self.held, *self._inherited} - plan.wanted.keys() - plan.kept:
             with _told(outcome, f"workload {name}"):
@@ -151,7 +149,7 @@ class Enforcement:
                 del self._gone[identity]
         self.engine.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
-        self._steered = None
+        self._is_steered = False
         self.engine.links.look_again()
 
     # ---- Policies
@@ -267,12 +265,12 @@ class Enforcement:
         with _told(outcome, "links"), locked(self.engine.where):
             self.engine.links.keep(kept | {ids[path] for path in linked})
 
-    def _judge_links(self, ways: Mapping[str, Ways], marks: Marks | None, outcome: Outcome) -> None:
+    def _judge_links(self, ways: Mapping[str, Ways], outcome: Outcome) -> None:
         held = {path: self.placed[path][0] for path in ways if path in self.placed}
-        if held and marks and marks != self._steered:
+        if held and not self._is_steered:
             with _told(outcome, "DNS over TCP of pods"):
-                self.engine.links.steer(marks, self.engine.where.name)
-                self._steered = marks
+                self.engine.links.steer(self.engine.where.name)
+                self._is_steered = True
         with _told(outcome, "links"), locked(self.engine.where):
             states = self.engine.links.follow({held[path]: ways[path] for path in held})
             self.link_states = {path: states[identity] for path, identity in held.items()}

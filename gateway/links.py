@@ -12,7 +12,7 @@ Rules this file obeys:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from bpf.contract import contract
@@ -39,6 +39,9 @@ class Links:
 
     def __init__(self, loaded: Datapath, by_tcx: bool | None = None) -> None:
         self.datapath, self.on = loaded, LinkPrograms(loaded.root, by_tcx)
+        self.hand_over: Callable[[], None] = lambda: None  # has the links lead DNS over TCP to the proxy
+        held = loaded["settings"][0]
+        self._marks = Marks(int(held.mark_mask), int(held.mark))
         self._ways: dict[int, Ways] = {}
         self._last: dict[int, State] = {}
         self._failed: dict[int, str] = {}  # workloads of which some link could not be judged
@@ -99,10 +102,24 @@ class Links:
         """To be called now and then: of a change to filters of tc nobody tells, and each takes a question."""
         self._looked = {}
 
-    def steer(self, marks: Marks, name: str) -> None:
-        """What the links hand to the proxy gets there. Raises :class:`OSError` with what is missing."""
-        steering.apply(marks, name)
+    def mark(self, marks: Marks) -> None:
+        """Which marks are ours, from now on."""
+        self._marks = marks
         self.datapath.set(mark=marks.steered, mark_mask=marks.mask)
+
+    def steer(self, name: str) -> None:
+        """What the links hand to the proxy gets there; `name` is that of the table of nftables.
+
+        Raises :class:`OSError` with what is missing: then nothing is handed to it, where it would vanish on its
+        way, and DNS over TCP is refused at once.
+        """
+        try:
+            steering.apply(self._marks, name)
+        except OSError:
+            for family in range(2):
+                self.datapath["listeners"].discard(family)
+            raise
+        self.hand_over()
 
     # ---- One link -----------------------------------------------------------------------------------------
 

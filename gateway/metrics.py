@@ -34,6 +34,7 @@ class Numbers:
     problems: int = 0
     api: Mapping[str, int] = field(default_factory=dict)
     api_connected: bool | None = None  # None: it follows files
+    dns: Mapping[str, int] = field(default_factory=dict)  # over TCP; `open` is a number of connections now
 
 
 def text(numbers: Numbers) -> bytes:
@@ -72,6 +73,10 @@ class _Families:
         if numbers.api_connected is not None:
             about = "Whether every watch at the API server is open."
             yield _one("gauge", "skouter_api_connected", about, int(numbers.api_connected))
+        done = (({"what": what}, count) for what, count in numbers.dns.items() if what != "open")
+        yield _family("counter", "skouter_dns_tcp", "DNS over TCP: what its proxy did, or met with.", done)
+        about = "Connections that the proxy of DNS over TCP has."
+        yield _one("gauge", "skouter_dns_tcp_connections", about, numbers.dns.get("open", 0))
         sent = (({"what": what}, count) for what, count in numbers.api.items())
         yield _family("counter", "skouter_api", "What was sent to the API server, or lost.", sent)
 

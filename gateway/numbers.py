@@ -184,6 +184,7 @@ class Numbers:
             self.datapath["policies"][number] = ((int(before.generation) + 1) & 0xFFFFFFFF,)
             self._set_automaton(number, None)
             self.datapath["events"].discard(number)
+            self.datapath["proxies"][number] = (0,)
             for index in range(len_reasons()):
                 self.datapath["counters"].zero_cpus(number * len_reasons() + index)
         for name in (*OWNED, *LEARNED):

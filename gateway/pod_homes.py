@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import trio
+
 from gateway import cgroups
+from routing import interfaces
 from routing.links import Ways, ways_of
 from routing.namespaces import namespaces, owner
-from routing.own import Home, home_of
+from routing.own import Home, drain, home_of
 
 PROC = Path("/proc")
 SOON, LATER = 0.002, 0.25  # seconds between two looks at a process that is still in the host's network
@@ -160,3 +163,13 @@ def _aged(pid: int) -> tuple[int, int] | None:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
         return int(stat.rpartition(")")[2].split()[19]), pid
     return None
+
+
+async def follow_interfaces(homes: PodHomes, look_at: Callable[[str], None]) -> None:
+    """For ever: a pod may get its interfaces after its first process, or others in their place."""
+    with interfaces.changes() as news:
+        while True:
+            await trio.lowlevel.wait_readable(news)
+            drain(news)
+            for path in homes.unlinked(trio.current_time()):
+                look_at(path)

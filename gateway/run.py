@@ -28,6 +28,7 @@ from bpf.datapath import other_layouts
 from bpf.events import SENTENCES, decode
 from gateway import place
 from gateway.commands import admit, dismiss
+from gateway.dns_service import ProxyThread
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
 from gateway.policy import Policy
@@ -42,6 +43,9 @@ CANNOT_WRITE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127  # POSIX shell, 2.8.2
 
 class HasFileno(Protocol):
     def fileno(self) -> int: ...
+
+
+Calls = dict[HasFileno, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def run(request: Request, where: place.Place) -> int:
     engine = Engine(where)
     for layout in other_layouts(where.pins):
         say(f"{where.pins / layout} is of another version and not used; 'skouter uninstall' removes it")
+    proxy = ProxyThread(engine.datapath, say)
+    engine.lead = proxy.listeners.lead
     name = f"run-{os.getpid()}-{os.urandom(4).hex()}"
     about = {"command": [word[:200] for word in request.command[:50]], "pid": os.getpid()}
     admitted = admit(engine, name, request.policy, request.options, own.home(), about)
@@ -69,8 +75,9 @@ def run(request: Request, where: place.Place) -> int:
     try:
         for problem in admitted.problems:
             say(problem)
-        status = _supervise(request, user, engine, admitted, report)
+        status = _supervise(request, user, engine, admitted, report, proxy)
     finally:
+        proxy.close()
         lost = engine.counters(admitted.number).get("EVENTS_LOST", 0)
         left = dismiss(engine, admitted)
         engine.close()
@@ -78,7 +85,9 @@ def run(request: Request, where: place.Place) -> int:
     return _pass_on(status) if learned or status else CANNOT_WRITE
 
 
-def _supervise(request: Request, user: User, engine: Engine, admitted: Held, report: Report) -> int:
+def _supervise(
+    request: Request, user: User, engine: Engine, admitted: Held, report: Report, proxy: ProxyThread
+) -> int:
     """Starts the command, feeds its events to the report, forwards signals; its wait status (< 0: signal)."""
     (cgroup,) = admitted.cgroups
     ring = kernel.Ring(admitted.ring, lambda data: report.add(decode(data)))
@@ -94,7 +103,8 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
             preexec_fn=confine(user, cgroup, (engine.where.pins, engine.where.run)),
         )
         with _forwarding(process), own.changes() as addresses:
-            status = _wait(process, {ring: ring.consume, addresses: rehome})
+            calls: Calls = {ring: ring.consume, addresses: rehome}
+            status = _wait(process, calls, dict.fromkeys(proxy.listeners.sockets.values(), proxy.start))
         ring.consume()
         return status
     except FileNotFoundError:
@@ -110,18 +120,23 @@ def _supervise(request: Request, user: User, engine: Engine, admitted: Held, rep
         ring.close()
 
 
-def _wait(process: subprocess.Popen[bytes], calls: dict[HasFileno, Callable[[], object]]) -> int:
-    """No event loop of a library: what there is to wait for is three descriptors, and starting one takes
-    longer than most commands (pidfd_open(2))."""
+def _wait(process: subprocess.Popen[bytes], calls: Calls, once: Calls) -> int:
+    """Calls whenever something is there to be read, or the first time only.
+
+    No event loop of a library: what there is to wait for is a few descriptors, and starting one takes longer
+    than most commands (pidfd_open(2)).
+    """
     end = os.pidfd_open(process.pid)
     try:
         with selectors.DefaultSelector() as waiting:
             waiting.register(end, selectors.EVENT_READ, process.poll)
-            for readable, call in calls.items():
+            for readable, call in (calls | once).items():
                 waiting.register(readable, selectors.EVENT_READ, call)
             while process.returncode is None:
                 for key, _events in waiting.select():
                     key.data()
+                    if key.fileobj in once:
+                        waiting.unregister(key.fileobj)
         return process.returncode
     finally:
         os.close(end)

@@ -144,6 +144,8 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
         out.append("  these files are NOT enforced, an earlier set of them is:")
         out += [f"    {problem}" for problem in agent["problems"]]
     out += [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    if any(agent.get("dns", {}).values()):
+        out.append(f"  DNS over TCP: {', '.join(f'{name} {count}' for name, count in agent['dns'].items())}")
     return out + [f"  {line}" for row in agent.get("pods", ()) for line in _pod_lines(row)]
 
 

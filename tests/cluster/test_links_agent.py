@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet import NETWORK, Kubelet, Pod
 from tests.cluster.objects import OURS, create, define, delete, egress, is_served, patch
 from tests.network.conftest import ZONE
-from tests.topology import PATIENCE, TOOLS, Lab, Namespace, wait_for
+from tests.topology import DNS4, PATIENCE, TOOLS, Lab, Namespace, wait_for
 
 ALLOWED, REFUSED = "example.com", "example.org"
 PAGE = "tell(outcome(lambda: connect('{}')))"
@@ -55,7 +56,7 @@ tell("sent")
 def lab() -> Iterator[Lab]:
     if os.geteuid():
         pytest.skip("needs root: namespaces, cgroups and BPF")
-    if missing := [tool for tool in (*TOOLS, "nft", "tc") if not shutil.which(tool)]:
+    if missing := [tool for tool in (*TOOLS, "nft", "tc", "dig") if not shutil.which(tool)]:
         pytest.skip(f"needs {', '.join(missing)}: run 'make deps'")
     with Lab() as built:
         built.world.ip(f"route add {NETWORK} via 192.0.2.1")
@@ -290,3 +291,66 @@ def test_nothing_is_left_on_links(node: Kubelet, space: str, command: str) -> No
     assert judging(node, link(pod)) == []
     assert traces(node.lab.node) == before
     assert arrives(node, pod)
+
+
+# ---- DNS over TCP -----------------------------------------------------------------------------------------
+
+SERVICE = "10.96.0.10"
+KUBE_PROXY = f"""
+table ip kube {{
+  chain pods {{ type nat hook prerouting priority -100; ip daddr {SERVICE} dnat to {DNS4}; }}
+  chain host {{ type nat hook output priority -100; ip daddr {SERVICE} dnat to {DNS4}; }}
+}}
+"""
+
+
+@pytest.fixture
+def service(node: Kubelet) -> Iterator[str]:
+    """The cluster's DNS by its Service's address, as kube-proxy does it; no other is trusted."""
+    node.config.write_text(f"cluster: {{resolvers: [{SERVICE}]}}")
+    node.lab.node.checked("nft", "-f", "-", input=KUBE_PROXY)
+    yield SERVICE
+    node.lab.node.checked("nft", "delete", "table", "ip", "kube")
+
+
+def dig(pod: Pod, *words: str) -> str:
+    process = pod.start("dig", "+tries=1", "+time=3", *words, stdout=subprocess.PIPE)
+    return str(process.communicate(timeout=30 * PATIENCE)[0])
+
+
+def test_dns_over_tcp_goes_to_the_service_that_the_pod_asked_and_teaches(
+    node: Kubelet, space: str, service: str
+) -> None:
+    allow(node, space, "web", ALLOWED)
+    pod = node.run(node.create("web", {"app": "web"}, space, containers=RAW))
+    address = ZONE[ALLOWED][0]
+    with node.agent() as agent:
+        until_linked(node, pod)
+        assert pod.do(PAGE.format(address)) == "EPERM"
+        answer = dig(pod, "+tcp", "+short", f"@{service}", ALLOWED)
+        assert address in answer.split(), node.said()
+        assert pod.do(PAGE.format(address)) == "connected"
+        assert ZONE[REFUSED][0] in dig(pod, "+tcp", "+short", f"@{service}", REFUSED)
+        assert pod.do(PAGE.format(ZONE[REFUSED][0])) == "EPERM"
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+        began = time.monotonic()
+        assert "connection refused" in dig(pod, "+tcp", f"@{service}", ALLOWED)
+        assert time.monotonic() - began < 2 * PATIENCE
+        assert address in dig(pod, "+short", f"@{service}", ALLOWED).split()
+    with node.agent():
+        wait_for(
+            lambda: address in dig(pod, "+tcp", "+short", f"@{service}", ALLOWED), "DNS over TCP again", 10
+        )
+
+
+def test_refused_questions_are_answered_at_once_over_both(node: Kubelet, space: str, service: str) -> None:
+    allow(node, space, "web", ALLOWED, dns={"onlyAllowedNames": True})
+    pod = node.run(node.create("web", {"app": "web"}, space, containers=RAW))
+    with node.agent():
+        until_linked(node, pod)
+        for words in ((), ("+tcp",)):
+            began = time.monotonic()
+            assert "status: NXDOMAIN" in dig(pod, *words, f"@{service}", REFUSED), words
+            assert time.monotonic() - began < 2 * PATIENCE
+            assert "status: NOERROR" in dig(pod, *words, f"@{service}", ALLOWED), words

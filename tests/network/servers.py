@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from dnslib import AAAA, CNAME, QTYPE, RR, A, DNSRecord
+from dnslib import AAAA, CNAME, QTYPE, RR, TXT, A, DNSRecord
 
 ODD = "192.0.2.54"
 WEB, SINK, ECHO = (80, 443, 8080), 9, (7, 9000)
@@ -105,7 +105,8 @@ def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
 
     silent.*  never; slow.* after three seconds; large.* truncated over UDP, whole over TCP; other.* an
     answer to another question; alias.* by way of another domain; full-*.* with sixty-four addresses that it
-    never gave before; all others like any server.
+    never gave before; huge.* with 4,000 addresses over TCP; signed.* with as much beside the address as
+    signatures take; all others like any server.
     """
     if message[HEAD : HEAD + 6] == b"\x0dfull-":
         return 0, full_answer(message)
@@ -120,12 +121,18 @@ def odd_answer(message: bytes, tcp: bool) -> tuple[float, bytes | None]:
     if kind == "alias":
         reply.add_answer(RR(name, QTYPE.CNAME, ttl=60, rdata=CNAME("target.example.net")))
         name = "target.example.net"
-    if kind == "large" and not tcp:
+    if kind in ("large", "huge", "signed") and not tcp:
         reply.header.tc = TRUNCATED
+    elif kind == "huge":
+        for i in range(4000):
+            reply.add_answer(RR(name, QTYPE.A, ttl=60, rdata=A(f"10.200.{16 + (i >> 8)}.{i & 255}")))
     elif question.q.qtype == QTYPE.A:
         reply.add_answer(RR(name, QTYPE.A, ttl=60, rdata=A(SITE)))
     elif question.q.qtype == QTYPE.AAAA:
         reply.add_answer(RR(name, QTYPE.AAAA, ttl=60, rdata=AAAA(SITE6)))
+    if kind == "signed":
+        for _ in range(20):
+            reply.add_auth(RR(name, QTYPE.TXT, ttl=60, rdata=TXT("x" * 250)))
     return (3 if kind == "slow" else 0), reply.pack()
 
 
