@@ -110,7 +110,7 @@ class Links:
     def steer(self, name: str) -> None:
         """What the links hand to the proxy gets there; `name` is that of the table of nftables.
 
-        Raises :class:`OSError` with what is missing: then nothing is handed to it, where it would vanish on its
+        Raises :class:`OSError` with what is missing: then nothing is handed to it, or it would vanish on the
         way, and DNS over TCP is refused at once.
         """
         try:
