@@ -35,6 +35,7 @@ Key = tuple[int, bytes]
 
 ABORT = struct.pack("ii", 1, 0)  # struct linger: the peer gets a reset
 PIECE = 16384  # bytes that are read at once
+AT_ONCE = 64  # connections that are accepted in a row
 OUT_OF_ROOM = 0.1  # seconds to wait where there are no descriptors left
 UNREAD = b""  # in place of a question: an answer that teaches nothing, known by its id alone
 
@@ -85,19 +86,25 @@ class Proxy:
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
-                made, _ = listener.accept()
+                for _ in range(AT_ONCE):  # who connects a thousand times shall not hold up who comes behind
+                    made, _ = listener.accept()
+                    self._admit(made, who, nursery)
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError:
                 self.numbers.errors["no descriptors"] += 1
                 await trio.sleep(OUT_OF_ROOM)
-                continue
+
+    def _admit(self, made: socket.socket, who: Who, nursery: trio.Nursery) -> None:
+        try:
             asker = who(made)
-            if asker is None:
-                self.numbers.errors["unknown client"] += 1
-                _reset(made)
-                continue
+        except OSError:  # it has gone already
+            asker = None
+        if asker:
             nursery.start_soon(self._attend, made, asker)
+        else:
+            self.numbers.errors["unknown client"] += 1
+            _reset(made)
 
     async def _attend(self, made: socket.socket, asker: Asker) -> None:
         self._make_room(asker.workload)

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from tests.bench import traffic, verdicts
+from tests.bench import dns_over_tcp, traffic, verdicts
 
 OUT = Path("build") / "bench.md"
 
@@ -42,6 +42,10 @@ def main() -> None:
         say("patterns")
         for name, (ns, states) in verdicts.walks(bench).items():
             rows.append((f"walk of six expressions, {name}", f"{ns:.0f} ns", f"{states} states", ""))
+    say("DNS over TCP")
+    for kind, (without, with_it) in dns_over_tcp.added().items():
+        row = (f"{with_it - without:.0f} us", f"{with_it:.0f} / {without:.0f} us", "reported")
+        rows.append((f"DNS over TCP, added by the proxy, {kind}", *row))
     rows += [(f"verified instructions, {name}", str(count), "", "") for name, count in instructions.items()]
     write(rows)
 

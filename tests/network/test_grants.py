@@ -2,8 +2,6 @@
 
 from contextlib import ExitStack
 
-import pytest
-
 from tests.network.conftest import result
 from tests.network.workload import python
 
@@ -108,7 +106,6 @@ def test_an_answer_that_takes_three_seconds_teaches_all_the_same(run):
     assert got.told == "connected"
 
 
-@pytest.mark.xfail(strict=True, reason="nobody reads DNS over TCP for skouter run yet")
 def test_an_answer_over_TCP_teaches_too(run):
     code = """
         import subprocess

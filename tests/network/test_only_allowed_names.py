@@ -17,7 +17,7 @@ ASKS = f"""
 def ask(name, kind="A", server="{RESOLVER}", change=lambda data: data, tcp=False):
     data = change(bytes(DNSRecord.question(name, kind).pack()))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as s:
-        s.settimeout(2)
+        s.settimeout(5)
         s.connect((server, 53))
         s.send(len(data).to_bytes(2, "big") + data if tcp else data)
         return DNSRecord.parse(s.recv(4096)[2 if tcp else 0:]).header.a
@@ -51,8 +51,8 @@ def asking(expression: str) -> list[str]:
         ("ask('example.com', change=lambda d: d[:4] + bytes([0, 2]) + d[6:] + d[12:])", "EPERM"),
         ("ask('example.com', change=lambda d: d[:2] + bytes([0x28]) + d[3:])", "EPERM"),
         ("ask('example.com', change=lambda d: d[:20])", "EPERM"),
-        ("ask('example.net', tcp=True)", "EPERM"),
-        ("ask('example.com', tcp=True)", "EPERM"),
+        ("ask('example.net', tcp=True)", 0),
+        ("ask('example.com', tcp=True)", 1),
     ],
 )
 def test_what_may_be_asked(run: Callable[..., Result], question: str, told: object) -> None:
