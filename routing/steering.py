@@ -18,6 +18,7 @@ Source: ip-rule(8), libnftables-json(5).
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from routing.netlink import DEFAULTS, Route, Rule
 
 PRIORITY = 53  # behind the table of this host's own addresses, before what a CNI has for its pods
 TABLE = 21323  # a number that nobody chose for something else
+NFT = "nft"
 RAW = -300  # NF_IP_PRI_RAW: before packets are tracked
 IF_INET6 = Path("/proc/thread-self/net/if_inet6")
 
@@ -117,12 +119,12 @@ def apply(marks: Marks, name: str) -> Change:
     """
     wanted = plan(marks, name, _families())
     change = difference(_look(name), wanted)
+    if change.write_table:  # first: where it can't be written, nothing is
+        _write(name, wanted.table)
     for route in change.add_routes:
         netlink.add_route(route)
     for rule in change.add_rules:
         netlink.add_rule(rule)
-    if change.write_table:
-        _write(name, wanted.table)
     for rule in change.remove_rules:
         netlink.remove_rule(rule)
     for route in change.remove_routes:
@@ -131,7 +133,7 @@ def apply(marks: Marks, name: str) -> Change:
 
 
 def remove(name: str) -> list[str]:
-    """What was removed, in words."""
+    """What was removed, in words. Without nft(8) there never was a table."""
     there = _look(name)
     for rule in there.rules:
         netlink.remove_rule(rule)
@@ -154,6 +156,8 @@ def _look(name: str) -> Steering:
 
 
 def _read(name: str) -> tuple[Json, ...]:
+    if not shutil.which(NFT):
+        return ()
     tables = _objects(_nft("list", "tables", "inet"))
     if not any(item.get("table", {}).get("name") == name for item in tables):
         return ()
@@ -179,7 +183,7 @@ def _write(name: str, table: tuple[Json, ...]) -> None:
 
 def _nft(*words: str, text: str = "") -> str:
     try:
-        done = subprocess.run(["nft", "-j", *words], input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run([NFT, "-j", *words], input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise OSError("nft is not there: install the package nftables") from None
     if done.returncode:

@@ -166,8 +166,11 @@ def test_somebody_who_removes_a_part_is_put_right(node: Node) -> None:
 
 def test_without_nft_it_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    before = inside(node.fd, netlink.rules)
     with pytest.raises(OSError, match="install the package nftables"):
         node.apply()
+    assert inside(node.fd, netlink.rules) == before
+    assert node.remove() == []
 
 
 # ---- What it is for ---------------------------------------------------------------------------------------
