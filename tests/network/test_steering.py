@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ IP_TRANSPARENT, IPV6_TRANSPARENT, SO_MARK = 19, 75, 36
 MARKS, OTHERS = Marks(0x30, 0x10), Marks(0x3000, 0x2000)
 BOTH = frozenset(DEFAULTS)
 NAME = "skouter-lab-steering"
+AUTOMATIC = re.compile(r"\b(fe80|ff00):")  # routes of addresses that the kernel gives itself, when it is done
 SERVICE = {4: "10.96.0.10", 6: "fd96::10"}
 BACKEND = {4: "10.9.0.1", 6: "fd09::1"}
 
@@ -98,7 +100,10 @@ class Node:
             for family in ((), ("-6",))
             for what in (("rule",), ("route", "show", "table", "all"))
         ]
-        return [self.host.checked(*words) for words in (*asked, ["nft", "list", "ruleset"])]
+        told = [self.host.checked(*words) for words in (*asked, ["nft", "list", "ruleset"])]
+        return [
+            "".join(line for line in text.splitlines(True) if not AUTOMATIC.search(line)) for text in told
+        ]
 
     def close(self) -> None:
         for fd in (self.fd, self.pod_fd):
