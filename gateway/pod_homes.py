@@ -19,7 +19,6 @@ Source: runc's and crun's creation of a container; proc_pid_stat(5), field 22.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from gateway import cgroups
 from routing import interfaces
 from routing.links import Ways, ways_of
 from routing.namespaces import namespaces, owner
-from routing.own import Home, drain, home_of
+from routing.own import Home, home_of
 
 PROC = Path("/proc")
 SOON, LATER = 0.002, 0.25  # seconds between two looks at a process that is still in the host's network
@@ -93,13 +92,15 @@ class PodHomes:
             self.waiting.pop(path, None)
         return found is not None and found != (before, ways)
 
-    def unlinked(self, now: float) -> set[str]:
-        """Pods that have no interface yet, or not the one that they had."""
-        there = {index for index, _name in socket.if_nameindex()}
+    def concerned(self, interfaces: set[int] | None, now: float) -> set[str]:
+        """Pods that changes of these interfaces of the host concern (None: of any): theirs, and for a while
+        those that have none yet."""
+        if interfaces is None:
+            return set(self.ways)
         return {
             path
             for path, ways in self.ways.items()
-            if any(link.index not in there for link in ways.links)
+            if interfaces.intersection(link.index for link in ways.links)
             or (not ways.links and now < self._since[path] + LATE)
         }
 
@@ -170,6 +171,5 @@ async def follow_interfaces(homes: PodHomes, look_at: Callable[[str], None]) -> 
     with interfaces.changes() as news:
         while True:
             await trio.lowlevel.wait_readable(news)
-            drain(news)
-            for path in homes.unlinked(trio.current_time()):
+            for path in homes.concerned(interfaces.changed(news), trio.current_time()):
                 look_at(path)

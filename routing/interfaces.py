@@ -91,6 +91,21 @@ def changes() -> socket.socket:
     return link
 
 
+def changed(news: socket.socket) -> set[int] | None:
+    """Numbers of the interfaces that :func:`changes` tells of; None where some news were lost."""
+    found: set[int] = set()
+    while True:
+        try:
+            piece = news.recv(PIECE)
+        except BlockingIOError:
+            return found
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return None
+        found |= {int(LINK.unpack_from(data)[2]) for _, _, data in _messages(piece)}
+
+
 # ---- Messages ---------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,8 @@ def test_a_veth_that_comes_is_heard_of(machine: Callable[[str], Machine], host: 
         assert select.select([news], [], [], 0)[0] == []
         pod.ip(f"link add eth0 type veth peer name host0 netns {host.space.holder.pid}")
         assert select.select([news], [], [], 5)[0]
+        assert host.index("host0") in (interfaces.changed(news) or ())
+        assert interfaces.changed(news) == set()
 
 
 # ---- Who judges it ----------------------------------------------------------------------------------------
