@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
-PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2
+PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 nftables
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp nftables openssl golang-github-containers-common
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp openssl golang-github-containers-common
 
 # virtiofsd has a package of its own from Debian 13 on; before, it comes with QEMU.
 MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \

@@ -36,6 +36,7 @@ from gateway.notify import NOTICE, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
+from gateway.pod_homes import follow_interfaces
 from gateway.refusals import Refusals
 from gateway.request import NodeOf, Request
 from gateway.settings import Settings
@@ -44,6 +45,7 @@ from gateway.states import EngineError
 from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
 from routing.own import changes, drain
+from routing.steering import Marks
 
 if TYPE_CHECKING:
     from gateway.source_kubernetes import Kubernetes
@@ -113,6 +115,8 @@ class _Agent:
                     self.nursery.start_soon(task)
                 for task in (self._look_around, self.refusals.tell_what_waited, self._stay_alive):
                     self.nursery.start_soon(task)
+                if self.pods:
+                    self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -120,8 +124,9 @@ class _Agent:
         self._take(await self._first_documents())
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
+        engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
         self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath)))
-        engine.lead = self.dns.listeners.lead
+        engine.lead, engine.links.hand_over = self.dns.listeners.lead, self.dns.take_over
         self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
         self.enforcement = Enforcement(engine, self.root, self.tree.ids)
@@ -210,7 +215,8 @@ class _Agent:
                     drain(addresses)
                 found, attached = await trio.to_thread.run_sync(self._look)
                 is_new = (found, attached) != (self.surroundings, self.attached)
-                if is_new or trio.current_time() > self.swept + RENEW:
+                moved = await trio.to_thread.run_sync(self.enforcement.engine.links.moved)
+                if is_new or moved or trio.current_time() > self.swept + RENEW:
                     self.surroundings, self.attached = found, attached
                     self.must_find = self.must_find or is_new
                     self._ask()
@@ -273,9 +279,8 @@ class _Agent:
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
-            return wanted, self.enforcement.apply(
-                wanted, ids, options, around.home, self.pods.where(around.home)
-            )
+            homes, ways = self.pods.where(around.home), self.pods.homes.ways
+            return wanted, self.enforcement.apply(wanted, ids, options, around.home, homes, ways)
 
         wanted, outcome = await self._at_length(enforce)
         self.is_whole = self.pods is None or wanted.ranges is not None
@@ -312,6 +317,8 @@ class _Agent:
         self._ask()
 
     def _post(self, failed: Iterable[str], told: Iterable[str]) -> str:
+        rows = self.pods.rows(self.enforcement) if self.pods else []
+        loose = self.pods.loose(rows) if self.pods else []
         bulletin = Bulletin(
             pid=os.getpid(),
             policies=str(self.request.policies),
@@ -320,8 +327,8 @@ class _Agent:
             cgroups=len(self.enforcement.placed),
             problems=self.good.problems,
             failed=tuple(failed),
-            told=(*told, *self._api_away()),
-            pods=tuple(self.pods.rows(self.enforcement)) if self.pods else (),
+            told=(*told, *loose, *self._api_away()),
+            pods=tuple(rows),
             dns=self.dns.numbers(),
         )
         self.board.post(bulletin)

@@ -124,7 +124,7 @@ class AgentProxy:
     async def serve(self) -> None:
         """For ever."""
         led = [(made, self.door.led) for made in self.listeners.sockets.values()]
-        await self.proxy.serve([*led, *((made, self.door.steered) for made in self.steered)])
+        await self.proxy.serve([*led, *((made, self.door.steered) for made in self.steered.values())])
 
     def numbers(self) -> dict[str, int]:
         """What was done so far, and the connections that are open."""
@@ -133,17 +133,23 @@ class AgentProxy:
         told = {name: getattr(done, name) for name in ("connections", "questions", "refused", "taught")}
         return {"open": self.proxy.count, **told, **errors}
 
+    def take_over(self) -> None:
+        """From now on the links' programs lead connections here: when all that steers them is there."""
+        for index, (family, _) in enumerate(LOOPBACKS):
+            if family in self.steered:
+                self.datapath["listeners"][index] = self.steered[family].fileno()
+
     def close(self) -> None:
         self.listeners.close()
-        for made in self.steered:
+        for made in self.steered.values():
             made.close()
 
 
-def _transparent(datapath: Datapath) -> list[socket.socket]:
-    """Listeners that take connections to any address (ip(7), IP_TRANSPARENT), handed to the links' programs.
+def _transparent(datapath: Datapath) -> dict[int, socket.socket]:
+    """Listeners that take connections to any address (ip(7), IP_TRANSPARENT), one of each family.
     Their answers carry a mark by which they are not steered here again."""
-    held, found = datapath["settings"][0], []
-    for index, (family, address) in enumerate(LOOPBACKS):
+    held, found = datapath["settings"][0], dict[int, socket.socket]()
+    for family, address in LOOPBACKS:
         with suppress(OSError):  # a host without that family
             made = socket.socket(family, socket.SOCK_STREAM)
             level, option = TRANSPARENT[family]
@@ -151,6 +157,5 @@ def _transparent(datapath: Datapath) -> list[socket.socket]:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(held.mark_mask) & ~int(held.mark))
             made.bind((address, 0))
             made.listen(BACKLOG)
-            datapath["listeners"][index] = made.fileno()
-            found.append(made)
+            found[family] = made
     return found

@@ -14,6 +14,7 @@ import trio
 from gateway import startup_taint
 from gateway.bulletin import Bulletin
 from gateway.health import Report, Sources, serve_here, serve_network
+from gateway.links import ATTACHED, BYPASSED, NONE
 from gateway.metrics import Numbers
 from gateway.notify import NOTICE, WARNING, say
 from gateway.request import Request
@@ -72,6 +73,7 @@ def _numbers(agent: Agent) -> Numbers:
         version=version("skouter"),
         packets=agent.packets(),
         workloads=_states(last.pods) if last else {},
+        links=_links(last.pods) if last else {},
         problems=len(last.problems) + len(last.failed) if last else 0,
         api=source.counts() if source else {},
         dns=agent.dns.numbers(),
@@ -86,6 +88,11 @@ def _states(pods: Iterable[Mapping[str, object]]) -> dict[str, int]:
         states["closed" if group.startswith("closed") else group if group in states else "held"] += 1
         states["uncontained"] += bool(pod["uncontained"])
     return states
+
+
+def _links(pods: Iterable[Mapping[str, object]]) -> dict[str, int]:
+    there = [pod["link"] for pod in pods]
+    return {state: there.count(state) for state in (ATTACHED, BYPASSED, NONE)}
 
 
 def _may_get(agent: Agent, token: str, path: str) -> bool:

@@ -29,6 +29,7 @@ from gateway import cgroups
 from gateway.commands import LINGER
 from gateway.engine import RING_BYTES, Engine, Held
 from gateway.groups import GROUP
+from gateway.links import State
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
 from gateway.plan import EXEMPT, Plan, Ranges, Wanted
@@ -36,10 +37,12 @@ from gateway.policy import Policy
 from gateway.resolvers import Resolver
 from gateway.settings import HOST
 from gateway.states import EngineError, locked, states
+from routing.links import Ways
 from routing.own import Home
 
 GROUP_RING = 1 << 16  # bytes: there may be hundreds of groups
 NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
+NO_WAYS: Mapping[str, Ways] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Enforcement:
         self._as: dict[str, tuple[Policy, Options]] = {}
         self._gone: dict[int, float] = {}  # ids without a cgroup, and since when that is known
         self._silent: set[int] = set()  # sockets that were laid down for the kernel and seem to be gone
+        self._is_steered = False
+        self.link_states: dict[str, State] = {}  # of the pods whose links are wanted, by path
 
     @property
     def is_attached(self) -> bool:
@@ -100,10 +105,11 @@ class Enforcement:
         options: Options,
         home: Home,
         homes: Mapping[str, Home] = NOWHERE_ELSE,
+        ways: Mapping[str, Ways] = NO_WAYS,
     ) -> Outcome:
         """Makes it so. `ids` are of the cgroups that exist: one that came again is another one. Pods live in
         their `homes`, one that has none there where it lived; all others in `home`. Those of their processes
-        that live elsewhere decide nothing."""
+        that live elsewhere decide nothing. `ways` lead out of homes of their own."""
         outcome = Outcome()
         if plan.ranges and plan.ranges != self._ranges:
             with _told(outcome, "networks of the cluster"):
@@ -112,7 +118,10 @@ class Enforcement:
         for name, wanted in plan.wanted.items():
             with _told(outcome, f"workload {name}"):
                 self._hold(name, wanted, _options(options, name, wanted), outcome)
+        linked = self._linked(plan, ids)
+        self._keep_links(plan, ids, linked, outcome)
         self._place_all(plan, ids, homes, home, outcome)
+        self._judge_links({path: ways[path] for path in linked if path in ways}, outcome)
         self._known = set(ids.values())
         for name in {*self.held, *self._inherited} - plan.wanted.keys() - plan.kept:
             with _told(outcome, f"workload {name}"):
@@ -140,6 +149,8 @@ class Enforcement:
                 del self._gone[identity]
         self.engine.sweep()
         self._silent = sweep_carried(self.engine.datapath, self._silent)
+        self._is_steered = False
+        self.engine.links.look_again()
 
     # ---- Policies
 
@@ -240,6 +251,29 @@ class Enforcement:
             self.engine.hand_over(self.held[name], folder)
         del self.placed[path]
         self._homes.pop(path, None)
+
+    # ---- Links
+
+    def _linked(self, plan: Plan, ids: Mapping[str, int]) -> set[str]:
+        """Pods whose links are to be judged: those that are held to what is enforced."""
+        groups = (one for name, one in plan.wanted.items() if name.startswith(GROUP) and not one.policy.audit)
+        return {path for one in groups for path in one.cgroups if path in ids}
+
+    def _keep_links(self, plan: Plan, ids: Mapping[str, int], linked: set[str], outcome: Outcome) -> None:
+        """The others' go before their cgroups are held to nothing, or their frames would be refused."""
+        kept = {identity for identity, name in self.placed.values() if name in plan.kept}
+        with _told(outcome, "links"), locked(self.engine.where):
+            self.engine.links.keep(kept | {ids[path] for path in linked})
+
+    def _judge_links(self, ways: Mapping[str, Ways], outcome: Outcome) -> None:
+        held = {path: self.placed[path][0] for path in ways if path in self.placed}
+        if held and not self._is_steered:
+            with _told(outcome, "DNS over TCP of pods"):
+                self.engine.links.steer(self.engine.where.name)
+                self._is_steered = True
+        with _told(outcome, "links"), locked(self.engine.where):
+            states = self.engine.links.follow({held[path]: ways[path] for path in held})
+            self.link_states = {path: states[identity] for path, identity in held.items()}
 
     def _has(self, name: str, folder: Path) -> bool:
         return name in self.held and folder in self.held[name].cgroups

@@ -25,6 +25,8 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
+from gateway.link_programs import LinkPrograms
+from gateway.links import Links
 from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
 from gateway.room import Room
@@ -88,22 +90,28 @@ class Engine:
         with locked(where):
             place.ensure_bpffs(where)
             self.datapath: Datapath = versions.bring_up(
-                where.pins, where.run, (where.cgroup, where.hierarchy)
+                where.pins, where.run, (where.cgroup, where.hierarchy), links=self._replace_on_links
             )
             self.numbers = Numbers(self.datapath)
             self.homes = Homes(self.datapath)
+            self.links = Links(self.datapath)
             self.room = Room(self.datapath)
             self.lead: Callable[[int], object] = int  # DNS over TCP of a number's workloads, to a proxy
             self._held: dict[int, Held] = {}
             where.cgroup.mkdir(exist_ok=True)
             self._cover(*cgroups.levels(where.cgroup, 1))
             self.datapath["workloads"][cgroups.cgroup_id(where.cgroup)] = (0,)
+            if host:
+                self.links.settle()
             self._attach(host)
 
     def close(self) -> None:
         """Lets go of descriptors; enforcement goes on."""
         self.numbers.close()
         self.datapath.close()
+
+    def _replace_on_links(self, loaded: Datapath) -> None:
+        LinkPrograms(self.where.pins).replace_all(loaded.programs)
 
     def _attach(self, host: bool) -> None:
         """To the hierarchy or to our cgroup, never to both for long: a packet would be judged twice."""

@@ -34,7 +34,9 @@ class Homes:
             table[pack_address(address), home.id] = 1
             self._of(home.id).add(pack_address(address))
         before = rows.get(workload)
-        rows[workload] = (number, _flags(home, self._here), home.id)
+        stays = before is not None and int(before.home) == home.id
+        linked = int(before.flags) & contract().constant("LINKED") if stays else 0  # links.py says so
+        rows[workload] = (number, _flags(home, self._here) | linked, home.id)
         if before is not None and int(before.home) != home.id:
             self.leave({int(before.home)})
 

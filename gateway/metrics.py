@@ -30,6 +30,7 @@ class Numbers:
     version: str
     packets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     workloads: Mapping[str, int] = field(default_factory=dict)
+    links: Mapping[str, int] = field(default_factory=dict)
     problems: int = 0
     api: Mapping[str, int] = field(default_factory=dict)
     api_connected: bool | None = None  # None: it follows files
@@ -66,6 +67,8 @@ class _Families:
         )
         held = (({"state": state}, count) for state, count in numbers.workloads.items())
         yield _family("gauge", "skouter_workloads", "Pods of this node.", held)
+        links = (({"state": state}, count) for state, count in numbers.links.items())
+        yield _family("gauge", "skouter_links", "Pods of this node, by what judges their frames.", links)
         yield _one("gauge", "skouter_problems", "What should be enforced and is not.", numbers.problems)
         if numbers.api_connected is not None:
             about = "Whether every watch at the API server is open."

@@ -19,8 +19,6 @@ from gateway.plan import EXEMPT, Plan, Wanted
 from gateway.pods import Placement, Terms, digest
 from gateway.settings import ClusterSettings
 
-NAMED = 5  # pods that a sentence names
-
 
 def extend(
     plan: Plan,
@@ -62,7 +60,6 @@ def extend(
         exempt=plan.exempt
         | free
         | {path for path in staying if at[path] == EXEMPT and path not in placements},
-        told=(*plan.told, *_loose(ready)),
         kept=plan.kept | {name for name, key in groups.says.items() if key not in meant},
         shut=tops if settings.closed else frozenset(),
         opened=frozenset() if settings.closed else tops,
@@ -74,12 +71,3 @@ def _wanted(terms: Terms, key: str, cgroups: Collection[str], placements: Mappin
     objects = {name for path in cgroups if path in placements for name in placements[path].objects}
     lookups = terms.resolvers, terms.searches
     return Wanted(terms.policy, frozenset(cgroups), tuple(sorted(objects)), lookups, key)
-
-
-def _loose(placements: Mapping[str, Placement]) -> list[str]:
-    """One sentence: with a runtime that gives NET_RAW to everybody it would be a line for each pod."""
-    names = sorted(one.title for one in placements.values() if one.loose)
-    if not names:
-        return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"Uncontained: {', '.join(names[:NAMED])}{more}; skouter status says why"]

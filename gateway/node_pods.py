@@ -22,9 +22,10 @@ from gateway import cgroups, kubelet, node_plan, pods
 from gateway.addresses import Address
 from gateway.cluster import Cluster, Node, Pod
 from gateway.enforcement import Enforcement
+from gateway.links import ATTACHED, BYPASSED, NONE, State
 from gateway.plan import EXEMPT, Plan, Selected, select
 from gateway.pod_homes import PodHomes
-from gateway.pods import Lookups, Placement, Selection
+from gateway.pods import MEND, Lookups, Placement, Selection
 from gateway.records import Egress, Object
 from gateway.settings import HOST, Settings
 from gateway.states import EngineError
@@ -32,6 +33,7 @@ from gateway.surroundings import Surroundings
 from routing.own import Home
 
 NOBODY = Cluster(Node(""))
+NAMED = 5  # pods that a sentence names
 
 
 @dataclass(slots=True)
@@ -131,17 +133,26 @@ class NodePods:
         return any(found)
 
     def rows(self, enforcement: Enforcement) -> list[dict[str, Any]]:
-        """For people: every pod, its group, and what keeps it from being contained."""
+        """For people: every pod, its group, its link, and what keeps it from being contained."""
         return [
             {
                 "pod": one.title,
                 "group": _group(one, enforcement.placed.get(path)),
                 "objects": list(one.objects),
-                "uncontained": one.loose,
+                "link": state.link,
+                "link_why": state.why,
+                "uncontained": one.loose or _raw(one, state),
                 "cgroup": path,
             }
             for path, one in sorted(self.placements.items(), key=lambda item: item[1].title)
+            for state in [enforcement.link_states.get(path) or _without_link(one)]
         ]
+
+    def loose(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """One sentence: with a runtime that gives NET_RAW to everybody it would be a line for each pod."""
+        names = [str(row["pod"]) for row in rows if row["uncontained"]]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return [f"Uncontained: {', '.join(names[:NAMED])}{more}; skouter status says why"] if names else []
 
     def _find_homes(self, ids: Mapping[str, int], stirred: Iterable[str], now: float) -> None:
         need = {
@@ -177,6 +188,24 @@ class NodePods:
 def _as_it_is(plan: Plan, at: Mapping[str, str], enforcement: Enforcement) -> Plan:
     exempt = frozenset(path for path, name in at.items() if name == EXEMPT)
     return replace(plan, kept=frozenset(enforcement.said), exempt=plan.exempt | exempt)
+
+
+def _without_link(placement: Placement) -> State:
+    """Of a pod whose link nobody wants, or can know."""
+    if placement.terms is None:
+        return State(NONE, "not selected")
+    if placement.host_network:
+        return State(NONE, "it is on the host's network")
+    if placement.terms.policy.audit:
+        return State(NONE, "its policy refuses nothing")
+    return State(NONE, "its network is not known yet")
+
+
+def _raw(placement: Placement, state: State) -> str:
+    if not placement.raw or state.link == ATTACHED:
+        return ""
+    how = "is bypassed" if state.link == BYPASSED else "is not judged"
+    return f"{placement.raw}, and its link {how} ({state.why}): {MEND}"
 
 
 def _group(placement: Placement, placed: tuple[int, str] | None) -> str:

@@ -34,7 +34,9 @@ from gateway.selection import Workload, selecting
 from gateway.settings import ClusterSettings
 
 RAW = frozenset({"NET_RAW", "NET_ADMIN"})
+ALL = frozenset({"ALL"})
 BY_DEFAULT = "NET_RAW"  # what containerd and Docker give to a container that doesn't drop it
+MEND = "write capabilities: {drop: [ALL]} for all containers"
 UNKNOWN_YET = "static pod not known to the API yet"
 
 
@@ -49,13 +51,15 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a pod's cgroup is to be held to; no terms: nothing. `loose` says why that can't be enforced."""
+    """What a pod's cgroup is to be held to; no terms: nothing. `loose` says why that can't be enforced, `raw`
+    why it can only where its link is judged."""
 
     title: str
     terms: Terms | None = None
     objects: tuple[str, ...] = ()
     host_network: bool = False
     loose: str = ""
+    raw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def _placement(
     if policy is None:
         return Placement(str(pod), host_network=pod.host_network)
     terms = Terms(policy, _resolvers(pod, cluster, node, settings), _searches(pod, node, settings))
-    return Placement(str(pod), terms, objects, pod.host_network, uncontained(pod, settings))
+    return Placement(str(pod), terms, objects, pod.host_network, uncontained(pod, settings), raw_frames(pod))
 
 
 # ---- DNS ------------------------------------------------------------------------------------------------
@@ -182,16 +186,24 @@ def _searches(pod: Pod, node: Lookups, settings: ClusterSettings) -> tuple[str, 
 
 
 def uncontained(pod: Pod, settings: ClusterSettings) -> str:
-    """Why a policy does not hold this pod, if it doesn't: what it has, and the mend."""
+    """Why a policy does not hold this pod, whatever its link: what it has, and the mend."""
     if any(fnmatchcase(pod.runtime_class, pattern) for pattern in settings.uncontained_runtimes):
         return f"runtimeClassName {pod.runtime_class} has a network stack of its own: leave it out"
-    raw = pod.added & {"ALL"} or pod.added & RAW
-    if not raw and not pod.dropped & {"ALL", BY_DEFAULT}:
-        raw = frozenset({BY_DEFAULT})
-    if not raw:
-        return ""
-    where = "on the host's network" if pod.host_network else "with frames of its own making"
-    return f"it has {', '.join(sorted(raw))} {where}: write capabilities: {{drop: [ALL]}} for all containers"
+    raw = _raw(pod)
+    if raw and pod.host_network:
+        return f"it has {', '.join(sorted(raw))} on the host's network: {MEND}"
+    return f"it has ALL capabilities, also to change what holds it: {MEND}" if raw == ALL else ""
+
+
+def raw_frames(pod: Pod) -> str:
+    """What lets a pod on a network of its own make frames that no socket hook sees; empty if nothing."""
+    raw = _raw(pod)
+    return "" if pod.host_network or not raw or raw == ALL else f"it has {', '.join(sorted(raw))}"
+
+
+def _raw(pod: Pod) -> frozenset[str]:
+    raw = pod.added & ALL or pod.added & RAW
+    return raw or frozenset(() if pod.dropped & {*ALL, BY_DEFAULT} else {BY_DEFAULT})
 
 
 def api_server(addresses: Iterable[Address], port: int) -> Egress:

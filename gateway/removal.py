@@ -6,8 +6,10 @@ from contextlib import suppress
 
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
+from gateway.link_programs import LinkPrograms
 from gateway.place import Place
 from gateway.states import locked
+from routing import steering
 
 
 def off(where: Place) -> list[str]:
@@ -16,6 +18,11 @@ def off(where: Place) -> list[str]:
     for cgroup in (where.cgroup, where.hierarchy):
         if cgroup.is_dir():
             gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
+    for step in (LinkPrograms(where.pins).detach_all, lambda: steering.remove(where.name)):
+        try:
+            gone += step()
+        except OSError as error:  # the others are not to stay for it
+            gone.append(f"not all: {error}")
     return gone
 
 

@@ -64,6 +64,14 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Two bits of the marks of packets (`mask`): `mark` is that of packets to the DNS proxy."""
+
+    mark: int = 0x10
+    mask: int = 0x30
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What agent.yaml says; times in seconds. No resolvers: those of the host."""
 
@@ -74,6 +82,7 @@ class Settings:
     floor: int = FLOOR
     grace: int = GRACE
     cluster: ClusterSettings = ClusterSettings()
+    link: LinkSettings = LinkSettings()
 
 
 def read(text: str, file: str) -> tuple[Settings | None, list[Problem]]:
@@ -103,7 +112,21 @@ def _settings(reading: Reading) -> Settings:
         floor=_or(reading.get("floor"), FLOOR),
         grace=_or(reading.get("grace"), GRACE),
         cluster=_cluster(reading),
+        link=_link(reading),
     )
+
+
+def _link(reading: Reading) -> LinkSettings:
+    default = LinkSettings()
+    mark = _or(reading.get("link", "mark"), default.mark)
+    mask = _or(reading.get("link", "mask"), default.mask)
+    if mask.bit_count() != 2 or mark.bit_count() != 1 or not mark & mask:
+        path = ("link", "mask" if reading.get("link", "mask") is not None else "mark")
+        mend = (
+            f"write two bits as mask and one of them as mark: {{mark: {default.mark}, mask: {default.mask}}}"
+        )
+        reading.wrong(path, f"mark {mark:#x} in mask {mask:#x} can't be told from its answers", mend)
+    return LinkSettings(mark, mask)
 
 
 def _cluster(reading: Reading) -> ClusterSettings:
@@ -187,6 +210,7 @@ def _cgroup(text: str) -> str:
 _STRINGS = {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}}
 _LABELS = {"type": "object", "maxProperties": 64, "additionalProperties": {"type": "string"}}
 _SECONDS = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+_MARK = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
 _MEMBER = {
     "type": "object",
     "required": ["name"],
@@ -221,5 +245,6 @@ _SCHEMA: schema.Schema = {
         "floor": _SECONDS,
         "grace": _SECONDS,
         "cluster": _CLUSTER,
+        "link": {"type": "object", "properties": {"mark": _MARK, "mask": _MARK}},
     },
 }

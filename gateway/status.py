@@ -152,4 +152,6 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
 def _pod_lines(row: dict[str, Any]) -> list[str]:
     by = f", selected by {', '.join(row['objects'])}" if row["objects"] else ""
     loose = [f"  Uncontained: {row['uncontained']}"] if row["uncontained"] else []
-    return [f"{row['pod']}: {row['group']}{by}", *loose]
+    why = f" ({row['link_why']})" if row["link_why"] else ""
+    link = [f"  link: {row['link']}{why}"] if row["group"] != "not selected" else []
+    return [f"{row['pod']}: {row['group']}{by}", *link, *loose]

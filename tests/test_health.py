@@ -20,6 +20,7 @@ SEEN = Numbers(
     version="1.2",
     packets={"shop/web": {"RULE": 7, "NO_RULE": 2}},
     workloads={"enforced": 3},
+    links={"attached": 2, "none": 1},
     api={"requests": 9},
     api_connected=True,
     dns={"open": 2, "questions": 5, "error: too slow": 1},
@@ -155,6 +156,7 @@ def test_metrics_are_for_those_whom_the_api_server_lets(tmp_path: Path) -> None:
             assert status == 200
             assert 'skouter_packets_total{policy="shop/web",reason="no_rule"} 2.0' in text
             assert 'skouter_build_info{version="1.2"} 1.0' in text
+            assert 'skouter_links{state="attached"} 2.0' in text
             assert 'skouter_api_total{what="requests"} 9.0' in text
             assert 'skouter_dns_tcp_total{what="error: too slow"} 1.0' in text
             assert "skouter_dns_tcp_connections 2.0" in text

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from gateway.settings import Member, Settings, read
+from gateway.settings import LinkSettings, Member, Settings, read
 
 WHOLE = """
 node: {labels: {role: build}}
@@ -48,6 +48,11 @@ def test_all_of_it() -> None:
     )
 
 
+def test_marks_are_two_bits() -> None:
+    settings, found = read("link: {mark: 0x2000, mask: 0x3000}", "agent.yaml")
+    assert (settings and settings.link, found) == (LinkSettings(0x2000, 0x3000), [])
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}"])
 def test_nothing_is_the_defaults(text: str) -> None:
     assert read(text, "agent.yaml") == (Settings(), [])
@@ -82,6 +87,12 @@ def test_nothing_is_the_defaults(text: str) -> None:
             "agent.yaml:1: holds more than one document; leave out the lines that are ---",
         ),
         ("floor: 1\nfloor: 2", "agent.yaml:1: floor: is given twice, again in line 2; leave one of them"),
+        (
+            "link: {mark: 0x10, mask: 0x10}",
+            "agent.yaml:1: link.mask: mark 0x10 in mask 0x10 can't be told from its answers; write two bits",
+        ),
+        ("link: {mark: 0x40}", "agent.yaml:1: link.mark: mark 0x40 in mask 0x30 can't be told from"),
+        ("link: {mark: 0}", "agent.yaml:1: link.mark: 0 is out of range; write 1 or more"),
         ("resolvers: []", "agent.yaml:1: resolvers: is empty; leave it out, or name at least one"),
         (
             "resolvers: [dns.example]",
