@@ -21,7 +21,16 @@ from typing import Any
 
 from bpf import kernel
 from bpf.contract import Map, contract
-from bpf.load import HOOKS, DatapathError, build, check_layout, maps_folder, programs_folder, wanted
+from bpf.load import (
+    HOOKS,
+    DatapathError,
+    build,
+    check_layout,
+    maps_folder,
+    programs_folder,
+    wanted,
+    wanted_on_links,
+)
 
 DECIDING = tuple(name for name in HOOKS if name != "resolver")
 
@@ -112,9 +121,9 @@ class Table:
 class Datapath:
     """The kernel half below one folder of a bpffs."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, flags: tuple[str, ...] = ()) -> None:
         """Opens what is pinned below `root`; raises :class:`DatapathError` where it is not whole."""
-        self.root = root
+        self.root, self.flags = root, flags
         self.tables: dict[str, Table] = {}
         self.programs: dict[str, int] = {}
         try:
@@ -132,6 +141,18 @@ class Datapath:
 
     def __getitem__(self, name: str) -> Table:
         return self.tables[name]
+
+    def for_links(self) -> dict[str, int]:
+        """Programs of links by their names, made where nobody did so before; raises :class:`DatapathError`.
+
+        Whoever calls this holds the instance's lock.
+        """
+        names = wanted_on_links()
+        if not names.keys() <= self.programs.keys():
+            if not all((programs_folder(self.root) / name).exists() for name in names):
+                build(self.root, self.flags, links=True)
+            self.programs |= {name: kernel.get(programs_folder(self.root) / name) for name in names}
+        return {name: self.programs[name] for name in names}
 
     def close(self) -> None:
         """Closes descriptors; what is pinned and attached stays."""
@@ -210,10 +231,10 @@ def detach_all(root: Path, cgroup: Path) -> list[str]:
 def load(root: Path, flags: tuple[str, ...] = ()) -> Datapath:
     """Adopts what is pinned below `root`, or makes it first; raises :class:`DatapathError`."""
     try:
-        return Datapath(root)
+        return Datapath(root, flags)
     except NotLoadedError:
         build(root, flags)
-        return Datapath(root)
+        return Datapath(root, flags)
 
 
 def unpin(root: Path) -> None:

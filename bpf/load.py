@@ -71,18 +71,23 @@ def programs_folder(root: Path) -> Path:
     return root / f"programs-{text_hash()}"
 
 
-def build(root: Path, flags: tuple[str, ...] = ()) -> None:
-    """Makes and pins everything below `root`, compiled with more `flags`; raises :class:`DatapathError`."""
+def build(root: Path, flags: tuple[str, ...] = (), links: bool = False) -> None:
+    """Makes and pins everything below `root`, or else the programs of `links`, compiled with more `flags`.
+
+    Raises :class:`DatapathError`.
+    """
     maps_folder(root).mkdir(parents=True, exist_ok=True)
     maps = {m.name: open_map(maps_folder(root) / m.name, m) for m in contract().maps.values()}
     programs: dict[str, int] = {}
     set_defaults(maps["settings"])
     try:
         code = compiled(flags)
-        for name, (function, kind, attach) in wanted().items():
+        for name, (function, kind, attach) in (wanted_on_links() if links else wanted()).items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
-        fill_stages(maps["stages"], [programs[name] for name in STAGES])
-        fill_stages(maps["link_stages"], [programs[f"link_{name}"] for name in LINK_STAGES])
+        if links:
+            fill_stages(maps["link_stages"], [programs[f"link_{name}"] for name in LINK_STAGES])
+        else:
+            fill_stages(maps["stages"], [programs[name] for name in STAGES])
         programs_folder(root).mkdir(exist_ok=True)
         for name, fd in programs.items():
             path = programs_folder(root) / name
@@ -94,17 +99,20 @@ def build(root: Path, flags: tuple[str, ...] = ()) -> None:
 
 
 def wanted() -> dict[str, tuple[str, int, int]]:
-    """Every program that is loaded: its file and function, program type and attach type."""
+    """Every program that is always loaded: its file and function, program type and attach type."""
     # Programs that share a table of stages must be loaded for one attach type; the kernel holds cgroup_skb to
     # it only where it returns more than 0 and 1 (bpf_prog_attach_check_attach_type).
     hooks = {
         name: (f"cgroup.c:{hook.function}", hook.kind, 0 if hook.kind == SKB else hook.attach)
         for name, hook in HOOKS.items()
     }
-    stages = {name: (f"cgroup.c:{name}", SKB, 0) for name in (*STAGES, *PROXY)}
-    link_stages = {f"link_{name}": (f"link.c:{name}", LINK, 0) for name in LINK_STAGES}
-    links = {name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}
-    return {**stages, **hooks, **link_stages, **links}
+    return {**{name: (f"cgroup.c:{name}", SKB, 0) for name in (*STAGES, *PROXY)}, **hooks}
+
+
+def wanted_on_links() -> dict[str, tuple[str, int, int]]:
+    """The same of those that are loaded for the first link: most hosts have none."""
+    stages = {f"link_{name}": (f"link.c:{name}", LINK, 0) for name in LINK_STAGES}
+    return {**stages, **{name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}}
 
 
 def fill_stages(table: int, programs: list[int]) -> None:

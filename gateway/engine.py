@@ -111,7 +111,7 @@ class Engine:
         self.datapath.close()
 
     def _replace_on_links(self, loaded: Datapath) -> None:
-        LinkPrograms(self.where.pins).replace_all(loaded.programs)
+        LinkPrograms(self.where.pins).replace_all(loaded.for_links)
 
     def _attach(self, host: bool) -> None:
         """To the hierarchy or to our cgroup, never to both for long: a packet would be judged twice."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,14 +91,14 @@ class LinkPrograms:
                     gone.append(f"{name} from {interface}")
         return gone
 
-    def replace_all(self, programs: Mapping[str, int]) -> None:
-        """These programs wherever others of ours are."""
+    def replace_all(self, programs: Callable[[], Mapping[str, int]]) -> None:
+        """These programs wherever others of ours are; they are asked for only where there are any."""
         ours = self.pinned()
         filtered = netlink.with_filters() if not self.by_tcx else []
         for index, _name in socket.if_nameindex():
             with _unless_gone():
                 if (self.by_tcx or index in filtered) and self._is_judged(index, ours):
-                    self.attach(index, programs, ours)
+                    self.attach(index, programs(), ours)
 
     # ---- Both forms ---------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from gateway.link_programs import ORDER, LinkPrograms
+from gateway.link_programs import LinkPrograms
 from routing import steering
 from routing.links import Link, Ways
 from routing.steering import Marks
@@ -74,6 +74,8 @@ class Links:
 
     def follow(self, wanted: Mapping[int, Ways]) -> dict[int, State]:
         """Makes it so: a held workload's id to the ways out of its home. How these are."""
+        if any(ways.links for ways in wanted.values()):
+            self._programs()  # the first link has them made, and pinned
         self._ours = self.on.pinned()
         meant = {link.index for ways in wanted.values() for link in ways.links}
         over = {index for index, one in self._rows().items() if one in wanted and index not in meant}
@@ -170,7 +172,7 @@ class Links:
     # ---- Rows ---------------------------------------------------------------------------------------------
 
     def _programs(self) -> dict[str, int]:
-        return {name: self.datapath.programs[name] for name in ORDER}
+        return self.datapath.for_links()
 
     def _rows(self) -> dict[int, int]:
         return {int(index): int(row.workload) for index, row in self.datapath["links"].items()}

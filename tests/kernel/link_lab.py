@@ -198,16 +198,18 @@ class World:
     def attach(self) -> None:
         with self.lab.node.entered():
             for name, hook in LINK_HOOKS.items():
-                if kernel.program_info(self.b.d.programs[name]).id not in kernel.attached(
+                if kernel.program_info(self.b.d.for_links()[name]).id not in kernel.attached(
                     self.lab.index, hook
                 ):
-                    kernel.attach_to_link(self.b.d.programs[name], self.lab.index, hook)
+                    kernel.attach_to_link(self.b.d.for_links()[name], self.lab.index, hook)
 
     def detach(self) -> None:
         with self.lab.node.entered():
             for name, hook in LINK_HOOKS.items():
-                if kernel.program_info(self.b.d.programs[name]).id in kernel.attached(self.lab.index, hook):
-                    kernel.detach(self.b.d.programs[name], self.lab.index, hook)
+                if kernel.program_info(self.b.d.for_links()[name]).id in kernel.attached(
+                    self.lab.index, hook
+                ):
+                    kernel.detach(self.b.d.for_links()[name], self.lab.index, hook)
 
     @contextmanager
     def without(self) -> Iterator[None]:

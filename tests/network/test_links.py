@@ -230,7 +230,7 @@ def test_a_link_is_judged_then_by_another_version_then_not_at_all(
     assert standing(host, on, old) == (True, "")
     assert not reaches(host, pod)
     attach(host, on, old)
-    host.do(lambda: on.replace_all(new.programs))
+    host.do(lambda: on.replace_all(lambda: new.programs))
     assert standing(host, on, old) == (False, "")
     assert standing(host, on, new) == (True, "")
     assert reaches(host, pod)

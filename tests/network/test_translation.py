@@ -1,5 +1,5 @@
-"""Addresses that the node translates, as kube-proxy does for what lives in its own network: whom a TCP socket was
-connected to counts, not whom the packets go to. Nothing else is believed for being translated."""
+"""Addresses that the node translates, as kube-proxy does for what lives in its own network: whom a TCP socket
+was connected to counts, not whom its packets go to. Nothing else is believed for being translated."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def translation(lab: Lab) -> Iterator[None]:
         for one, other in SERVICES.items()
         for protocol in ("tcp", "udp")
     )
-    table = (
-        f"table inet test_translation {{ chain out {{ type nat hook output priority -100; {rules} }}; }}"
-    )
+    table = f"table inet test_translation {{ chain out {{ type nat hook output priority -100; {rules} }}; }}"
     lab.pod.checked("nft", table)
     yield
     lab.pod.checked("nft", "delete table inet test_translation")
