@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from bpf import kernel
 from gateway import duties, kubelet, lifelines
 from gateway.acceptance import Acceptance
 from gateway.bulletin import Board, Bulletin
@@ -67,7 +66,8 @@ def run(request: Request, where: Place) -> int:
             trio.run(agent.main)
         except BaseExceptionGroup as group:
             raise _first(group) from group
-    agent.parting.carry_out(where)
+        agent.parting.clear(where)
+    agent.parting.stand_by()
     return 0
 
 
@@ -96,7 +96,6 @@ class _Agent:
         self.stirred: set[str] = set()
         self.refusals = Refusals(self.pods, self.source, self._look_at_pod)
         self.guards: frozenset[Guard] = frozenset()
-        self.listening: dict[str, trio.CancelScope] = {}
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
         self.is_ready = self.is_whole = False
         self.parting = Parting.STAYS
@@ -143,8 +142,7 @@ class _Agent:
             if number == signal.SIGHUP:
                 self._ask(read=True)
             else:
-                door = self.source.door if self.source else None
-                self.parting = await trio.to_thread.run_sync(parting, number, self.request.node, door)
+                self.parting = await trio.to_thread.run_sync(parting, number, self.source)
                 say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
                 self.notifier.stopping(self.parting.value)
                 self.nursery.cancel_scope.cancel()
@@ -220,17 +218,6 @@ class _Agent:
                 self.notifier.alive()
             await trio.sleep(limit / 2)
 
-    async def _listen(self, name: str, ring: kernel.Ring, scope: trio.CancelScope) -> None:
-        with scope:
-            try:
-                while True:
-                    await trio.lowlevel.wait_readable(ring.fileno())
-                    ring.consume()
-            finally:
-                ring.consume()
-                ring.close()
-                self.refusals.forget(name)
-
     # ---- Steps --------------------------------------------------------------------------------------------
 
     def _ask(self, read: bool = False) -> None:
@@ -292,7 +279,7 @@ class _Agent:
             self.swept = trio.current_time()
             await self._at_length(self.enforcement.sweep)
             self.stirred |= self.pods.homes.kept() if self.pods else set()
-        self._listen_to_all()
+        self.refusals.listen(self.enforcement.held, self.nursery)
         failed = [*outcome.failed, *(line for line in wanted.told if line.startswith("NOT ENFORCED"))]
         for line in outcome.told:
             say(line, NOTICE)
@@ -315,15 +302,6 @@ class _Agent:
         """By policy and reason, since the policy was put into the kernel."""
         held = list(self.enforcement.held.values())
         return {each.name: self.enforcement.engine.counters(each.number) for each in held}
-
-    def _listen_to_all(self) -> None:
-        held = self.enforcement.held
-        for name in self.listening.keys() - held.keys():
-            self.listening.pop(name).cancel()
-        for name in held.keys() - self.listening.keys():
-            self.listening[name] = trio.CancelScope()
-            ring = kernel.Ring(held[name].ring, self.refusals.teller(name))
-            self.nursery.start_soon(self._listen, name, ring, self.listening[name])
 
     def _look_at_pod(self, path: str) -> None:
         self.stirred.add(path)
@@ -365,9 +343,9 @@ class _Agent:
 def _source(node: NodeOf | None) -> Kubernetes | None:
     if node is None:
         return None
-    from gateway.source_kubernetes import Kubernetes  # late: its client is slow to import
+    from gateway.source_kubernetes import Asked, Kubernetes  # late: its client is slow to import
 
-    return Kubernetes(node.name, node.kubeconfig)
+    return Kubernetes(node.name, node.kubeconfig, Asked(home=node.namespace))
 
 
 def _options(settings: Settings, around: Surroundings) -> Options:

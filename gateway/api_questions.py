@@ -10,21 +10,38 @@ Source: authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAcc
 
 from __future__ import annotations
 
-from gateway.api_server import Data, Door, ServerError
+from collections.abc import Collection
 
+from gateway.api_server import Data, Door
+
+DAEMONSET = "skouter"
 TOKENS = "/apis/authentication.k8s.io/v1/tokenreviews"
 ACCESS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 
 
-def is_leaving(door: Door, namespace: str, name: str) -> bool:
-    """Whether the DaemonSet is gone, or about to be: then its agents let go of their nodes when they end."""
-    try:
-        found = door.get(f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}")
-    except ServerError as error:
-        if error.status == 404:
-            return True
-        raise
-    return "deletionTimestamp" in found["metadata"]
+def daemonsets(namespace: str) -> str:
+    """The path of their list."""
+    return f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+
+
+def is_leaving(door: Door, namespace: str) -> bool:
+    """Whether the agents' DaemonSet is gone, or about to be: then they let go of their nodes when they end.
+
+    Of a namespace that is deleted the pods may go first, and the DaemonSet only when they are gone.
+    """
+    asked = (daemonsets(namespace), DAEMONSET), ("/api/v1/namespaces", namespace)
+    return any(_is_going(door.get(path, fieldSelector=f"metadata.name={name}")) for path, name in asked)
+
+
+def _is_going(found: Data) -> bool:
+    """Of the list of one object."""
+    items: Collection[Data] = found.get("items") or ()
+    return not items or any(is_deleted(each) for each in items)
+
+
+def is_deleted(data: Data) -> bool:
+    """Whether somebody deleted an object that is still there."""
+    return "deletionTimestamp" in data["metadata"]
 
 
 def may_get(door: Door, token: str, path: str) -> bool:

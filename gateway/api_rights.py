@@ -47,7 +47,7 @@ RIGHTS = (
     Right("", "services", READ, namespace="kube-system"),
     Right("discovery.k8s.io", "endpointslices", READ, namespace="kube-system"),
     # Whether its DaemonSet goes away, and who may read its metrics.
-    Right("apps", "daemonsets", ("get",), names=("skouter",), namespace="skouter-system"),
+    Right("apps", "daemonsets", READ, names=("skouter",), namespace="skouter-system"),
     Right("authentication.k8s.io", "tokenreviews", ("create",)),
     Right("authorization.k8s.io", "subjectaccessreviews", ("create",)),
 )

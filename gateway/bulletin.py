@@ -46,14 +46,11 @@ class Board:
     """Where the bulletin is kept, for as long as the agent lives."""
 
     def __init__(self, where: Place, takes_over: bool = False) -> None:
-        where.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(where.run / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._said: frozenset[str] = frozenset()
-        try:
-            claim(self._file, where.name, takes_over)
-        except BaseException:
+        self._file = _claimed(where, takes_over)
+        while not os.fstat(self._file).st_nlink:  # it went with what the agent before took away
             os.close(self._file)
-            raise
+            self._file = _claimed(where, takes_over)
 
     def post(self, bulletin: Bulletin) -> None:
         """Says what was not in the last one, and keeps it."""
@@ -69,6 +66,17 @@ class Board:
         for line in lines:
             if line not in self._said:
                 say(line, priority)
+
+
+def _claimed(where: Place, takes_over: bool) -> int:
+    where.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(where.run / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        claim(file, where.name, takes_over)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def read(where: Place) -> dict[str, Any] | None:

@@ -3,18 +3,23 @@
 Rules this file obeys:
 
 - A pod is told of by its own name, not by that of its group.
+- Each policy that is held has a ring of its own, and a task that empties it. When the policy goes, what is
+  still in its ring is told first.
 - What looks forged may come from an address that a pod got since it was looked at: it is looked at again, but
   how often is not for a pod to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from bpf import kernel
 from bpf.events import SENTENCES, decode
+from gateway.engine import Held
 from gateway.journal import Journal
 from gateway.node_pods import NodePods
 from gateway.notify import WARNING, say
@@ -35,19 +40,33 @@ class Refusals:
         self._pods, self._source, self._look_again = pods, source, look_again
         self._journal = Journal(SENTENCES)
         self._looked = float("-inf")
+        self._listening: dict[str, trio.CancelScope] = {}
 
-    def teller(self, name: str) -> Callable[[bytes], None]:
-        """What takes in the events of a workload."""
-        return lambda data: self._tell(name, data)
-
-    def forget(self, name: str) -> None:
-        self._journal.forget(name)
+    def listen(self, held: Mapping[str, Held], nursery: trio.Nursery) -> None:
+        """To the policies that are held now, by name, and to no others."""
+        for name in self._listening.keys() - held.keys():
+            self._listening.pop(name).cancel()
+        for name in held.keys() - self._listening.keys():
+            self._listening[name] = trio.CancelScope()
+            ring = kernel.Ring(held[name].ring, partial(self._tell, name))
+            nursery.start_soon(self._follow, name, ring, self._listening[name])
 
     async def tell_what_waited(self) -> None:
         while True:
             await trio.sleep(1)
             for line in self._journal.due(trio.current_time()):
                 say(line, WARNING)
+
+    async def _follow(self, name: str, ring: kernel.Ring, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(ring.fileno())
+                    ring.consume()
+            finally:
+                ring.consume()
+                ring.close()
+                self._journal.forget(name)
 
     def _tell(self, name: str, data: bytes) -> None:
         event, now = decode(data), trio.current_time()

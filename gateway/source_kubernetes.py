@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from gateway import api_objects
+from gateway import api_objects, api_questions
 from gateway.addresses import Address, Network
 from gateway.api_objects import Item, OnNode, Server
 from gateway.api_server import SERVICE_ACCOUNT, Data, Door, ServerError
@@ -47,13 +47,15 @@ DNS_PORT = 53
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What may be set. `dns` names the Services of the cluster's DNS, by namespace and label, and so their
-    EndpointSlices, which carry the labels of their Service."""
+    EndpointSlices, which carry the labels of their Service. `home` is the namespace of the agent's DaemonSet,
+    which is followed there; none: it is no pod's."""
 
     dns: tuple[tuple[str, str], ...] = CLUSTER_DNS
     node_cache: tuple[Address, ...] = NODE_CACHE
     pace: Pace = field(default_factory=Pace)
     spread: float = 30.0  # seconds within which some agent writes a condition
     account: Path = SERVICE_ACCOUNT
+    home: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Kubernetes:
         self.node_name, self.asked = node_name, asked or Asked()
         self.door = Door(kubeconfig, self.asked.account)
         self.health = Health(False, time.time())
-        resources = _resources(node_name, self.asked.dns)
+        resources = _resources(node_name, self.asked)
         threads = trio.CapacityLimiter(2 * len(resources))
         self._lists = {
             name: Follower(self.door, resource, self.asked.pace, threads, self._heard, self._weigh)
@@ -103,6 +105,12 @@ class Kubernetes:
     def trouble(self) -> str:
         """Why a condition or an Event could not be written; empty once one was again."""
         return self._writer.error
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the last word on the agent's DaemonSet was that it is gone, or about to be."""
+        own = self._lists.get("daemonset")
+        return own is not None and own.listed and (not own.items or any(tuple(own.items.values())))
 
     async def changed(self) -> None:
         """Returns when something changed since it last returned, however much."""
@@ -201,14 +209,18 @@ def _is_node_cache(pod: Pod) -> bool:
     return pod.namespace == namespace and label in pod.labels and pod.host_network and not pod.finished
 
 
-def _resources(node_name: str, dns: Iterable[tuple[str, str]]) -> dict[str, Resource]:
+def _resources(node_name: str, asked: Asked) -> dict[str, Resource]:
     found = {kind: _ours(kind) for kind in KINDS}
     found["node"] = Resource("/api/v1/nodes", api_objects.node, fields=f"metadata.name={node_name}")
     found["namespaces"] = Resource("/api/v1/namespaces", api_objects.labels)
     found["pods"] = Resource("/api/v1/pods", _aged_pod, fields=f"spec.nodeName={node_name}")
     ranges = "/apis/networking.k8s.io/v1/servicecidrs"
     found["ranges"] = Resource(ranges, api_objects.service_cidr, optional=True)
-    for number, (namespace, labels) in enumerate(dns):
+    if asked.home:
+        own = api_questions.daemonsets(asked.home)
+        mine = f"metadata.name={api_questions.DAEMONSET}"
+        found["daemonset"] = Resource(own, api_questions.is_deleted, fields=mine)
+    for number, (namespace, labels) in enumerate(asked.dns):
         services = f"/api/v1/namespaces/{namespace}/services"
         slices = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         found[f"dns {number}"] = Resource(services, api_objects.service, labels=labels)

@@ -6,8 +6,11 @@ Rules this file obeys:
 - At an upgrade both are on the node for a while, and the newer is to work: that it can is what the upgrade
   waits for. It asks the older to let go, which begins anew as one that stands by: it waits for the lock, asks
   nobody, and goes on where the newer one dies.
-- An agent leaves for good only when its DaemonSet is gone or going, or when its account is: then nobody is
-  left to undo what it did, and pods without an agent would stay closed. In doubt it stays, and all with it.
+- An agent leaves for good only when its DaemonSet is gone or going: then nobody is left to undo what it did,
+  and pods without an agent would stay closed. In doubt it stays, and all with it.
+- That an account counts no more says nothing of the DaemonSet: a token ends with its pod, which somebody may
+  delete by force. Where the account went first, what was heard of the DaemonSet all the time is what counts.
+- Whoever leaves does so while the lock is its own: what comes after it begins when it is done.
 
 Source: flock(2), proc(5) for /proc/locks.
 """
@@ -26,20 +29,17 @@ from typing import TYPE_CHECKING
 from gateway import removal
 from gateway.notify import ERR, NOTICE, say
 from gateway.place import Place
-from gateway.request import NodeOf
 from gateway.states import EngineError
 
 if TYPE_CHECKING:
-    from gateway.api_server import Door
+    from gateway.source_kubernetes import Kubernetes
 
 LET_GO = signal.SIGUSR1
 STANDS_BY = "SKOUTER_STANDS_BY"
-DAEMONSET = "skouter"
 PATIENCE = 20.0  # seconds of an agent that is to end: kubelet kills it after a minute
 LETTING_GO = 60.0  # and of one that waits for another
 AGAIN = 2.0  # between two tries
 UNAUTHORIZED, FORBIDDEN = 401, 403
-STRANGER = 3  # refusals in a row after which the account is taken to be gone
 
 
 class Parting(Enum):
@@ -49,39 +49,41 @@ class Parting(Enum):
     LEAVES = "its DaemonSet is deleted: everything is taken away"
     HANDS_OVER = "another agent takes over; this one stands by"
 
-    def carry_out(self, where: Place) -> None:
-        """When all is closed."""
+    def clear(self, where: Place) -> None:
+        """What leaves nothing behind, while the lock is still held."""
         if self is Parting.LEAVES:
             for line in removal.uninstall(where):
                 say(f"removed {line}", NOTICE)
+
+    def stand_by(self) -> None:
+        """What begins anew, when all is closed."""
         if self is Parting.HANDS_OVER:
             os.environ[STANDS_BY] = "1"
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
-def parting(number: int, node: NodeOf | None, door: Door | None) -> Parting:
+def parting(number: int, source: Kubernetes | None) -> Parting:
     """What a signal means. Blocks for PATIENCE, about."""
     if number == LET_GO:
         return Parting.HANDS_OVER
-    if node and node.namespace and door and _is_leaving(node.namespace, door):
+    if source and source.asked.home and _is_leaving(source):
         return Parting.LEAVES
     return Parting.STAYS
 
 
-def _is_leaving(namespace: str, door: Door) -> bool:
+def _is_leaving(source: Kubernetes) -> bool:
     from gateway.api_questions import is_leaving
     from gateway.api_server import ServerError
 
-    deadline, strangers = time.monotonic() + PATIENCE, 0
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return is_leaving(door, namespace, DAEMONSET)
+            return is_leaving(source.door, source.asked.home)
         except ServerError as error:
-            # A token that was renewed is read anew after the first refusal.
-            strangers += error.status == UNAUTHORIZED
-            if strangers == STRANGER:
+            if source.is_leaving:
                 return True
-            # All may be deleted at once, rights in any order; and the server remembers a token for seconds.
+            # All may be deleted at once, rights and account first: then the rest is heard of soon.
+            # A token that was renewed is read anew after the first refusal.
             if error.status not in (UNAUTHORIZED, FORBIDDEN) or time.monotonic() > deadline:
                 say(f"whether this agent is to leave for good can't be asked, so it does not: {error}", ERR)
                 return False

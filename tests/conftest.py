@@ -1,6 +1,7 @@
 """What tests of the kernel half share: programs, a folder of cgroups, and no trace of either afterwards.
 
-Everything has the pid in its name, so that two runs do not meet and a run sweeps what a dead one left.
+Everything has the pid in its name, so that two runs, or two processes of one, do not meet, and each sweeps
+what a dead one left.
 """
 
 import os
@@ -10,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bpf import datapath as bpf_datapath
 from gateway import cgroups
-from tests.topology import kill_all
+from tests.topology import in_turn, kill_all, lacking, stale
+
+# How long an example takes is up to whatever else this machine does.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 BPFFS = Path("/sys/fs/bpf")
 PREFIX = "skouter-test"
@@ -21,11 +27,6 @@ PREFIX = "skouter-test"
 
 def unique_name() -> str:
     return f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-def is_stale(path: Path) -> bool:
-    pid = path.name.removeprefix(f"{PREFIX}-").split("-")[0]
-    return pid.isdigit() and not Path("/proc", pid).exists()
 
 
 def remove_cgroup(path: Path) -> None:
@@ -37,17 +38,30 @@ def remove_cgroup(path: Path) -> None:
 
 
 def sweep() -> None:
-    for path in filter(is_stale, cgroups.hierarchy().glob(f"{PREFIX}-*")):
-        remove_cgroup(path)
-    for path in filter(is_stale, BPFFS.glob(f"{PREFIX}-*")):
-        shutil.rmtree(path, ignore_errors=True)
+    with in_turn():
+        for path in stale(cgroups.hierarchy(), PREFIX):
+            remove_cgroup(path)
+        for path in stale(BPFFS, PREFIX):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def cgroup_root() -> Iterator[Path]:
-    """A folder of its own in the cgroup v2 hierarchy, for this run's workloads."""
+def superuser() -> None:
+    """Who asks for this may load programs and make namespaces and cgroups."""
     if os.geteuid():
-        pytest.skip("needs root: cgroups and BPF")
+        pytest.skip("needs root: namespaces, cgroups and BPF")
+
+
+@pytest.fixture(scope="session")
+def lab_tools(superuser: None) -> None:
+    """Who asks for this may build a lab."""
+    if needed := lacking():
+        pytest.skip(f"needs {needed}")
+
+
+@pytest.fixture(scope="session")
+def cgroup_root(superuser: None) -> Iterator[Path]:
+    """A folder of its own in the cgroup v2 hierarchy, for this run's workloads."""
     sweep()
     path = cgroups.hierarchy() / unique_name()
     path.mkdir()

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from gateway import automata, dfa, patterns
-from gateway.automata import PatternError, automaton_of
+from gateway.automata import Made, PatternError
 from gateway.policy import ALL, Peer, Policy
+from tests.topology import PATIENCE
+
+SECONDS = 100.0  # for a child: what else takes its share of the processors here must decide nothing
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,10 @@ def policy_of(*texts: str) -> Policy:
     return Policy(frozenset((Peer(regex), ALL) for regex in wanted(*texts)))
 
 
+def automaton_of(policy: Policy, seconds: float = SECONDS, **limits: int) -> Made:
+    return automata.automaton_of(policy, seconds, **limits)
+
+
 def test_a_policy_without_expressions_has_no_automaton() -> None:
     assert automaton_of(Policy()) == (None, ())
 
@@ -34,7 +41,7 @@ def test_the_child_makes_what_the_pure_code_makes() -> None:
     texts = [r".*\.example\.com", r"api-[0-9]+\.example\.(com|org)"]
     made = automaton_of(policy_of(*texts))
     assert made == (dfa.compile(wanted(*texts)).automaton, ())
-    assert automata.compile(wanted(*texts)).automaton == made.automaton
+    assert automata.compile(wanted(*texts), SECONDS).automaton == made.automaton
     assert made.automaton
     assert made.automaton.peers("api-1.example.com") == tuple(sorted(wanted(*texts).values()))
 
@@ -71,17 +78,17 @@ def test_expressions_that_meet_too_many_others_are_told() -> None:
 def test_the_clock_ends_a_child_and_what_it_decided_is_not_kept(folder: Path) -> None:
     begun = time.monotonic()
     automaton, problems = automaton_of(policy_of(".*a.{11}", ".*b.{11}"), seconds=0.05)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 5 * PATIENCE
     assert automaton is None
     assert len(problems) == 2
-    assert "did not compile in 0.05 s" in problems[0]
+    assert "did not compile in 0.05 s" in problems[0] or "others took all the time" in problems[0]
     assert not list(folder.glob("*"))
     assert automaton_of(policy_of(r"a\.example")).automaton, "another set is not held up by it"
 
 
 def test_the_memory_of_a_child_is_bounded(folder: Path) -> None:
     with pytest.raises(PatternError, match="it would take too much memory; write a simpler one, or domains"):
-        automata.compile(wanted(".*a.{11}"), memory=60 << 20)
+        automata.compile(wanted(".*a.{11}"), SECONDS, memory=60 << 20)
     automaton, problems = automaton_of(policy_of(".*a.{11}"), memory=60 << 20)
     assert automaton is None
     assert len(problems) == 1

@@ -23,7 +23,7 @@ def compiled(*texts):
 # ---- What it matches --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32).map(Random))
 def test_it_matches_what_re_of_python_matches(chance):
     made = node(chance, 3, posix=False)
@@ -97,7 +97,7 @@ def test_its_form():
     assert automaton.ids() == {1, 2, 3, 4, 5, 6}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations([r"a[0-9]*", r".*\.b", r"(x|y)\.b", "a1*", "[ax].*"]))
 def test_equal_sets_of_expressions_give_equal_automata(texts):
     assert dfa.compile({patterns.parse(text): ord(text[-1]) + len(text) for text in texts}) == dfa.compile(

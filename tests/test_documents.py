@@ -286,7 +286,7 @@ OBJECTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OBJECTS | VALUES)
 def test_any_value_is_an_object_or_has_a_problem(data: object) -> None:
     text = yaml.safe_dump(data)

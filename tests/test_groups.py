@@ -42,7 +42,7 @@ class Kernel:
         return {pod: self.said[name] for pod, name in self.at.items()}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(histories)
 def test_nobody_is_ever_under_anothers_policy(history: list[tuple[dict[str, str], bool]]) -> None:
     kernel = Kernel()

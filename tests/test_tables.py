@@ -6,7 +6,7 @@ from functools import cache
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -232,7 +232,7 @@ def tables_of(wanted, previous=None):
 # ---- At rest ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(DOCUMENTS, min_size=1, max_size=3, unique_by=lambda doc: doc["metadata"]["name"]))
 def test_tables_allow_exactly_what_the_documents_say(docs):
     wanted, whole = tables_of(policy_of(docs))
@@ -434,10 +434,10 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=60, stateful_step_count=8, deadline=None)
+TestHistory.settings = settings(max_examples=60, stateful_step_count=8)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(
     st.lists(st.builds(document, st.just("a"), st.lists(RULES, max_size=3)), min_size=2), st.integers(1, 3)
 )

@@ -16,7 +16,7 @@ Rules this file obeys:
 - A namespace lives as long as its holder, a `cat` whose input ends with this process. What runs inside is
   killed by the kernel when this process dies (PR_SET_PDEATHSIG). So even a crash leaves no namespace behind.
 - The engine runs as an instance of its own. What a crash leaves of that carries this process's pid in its
-  name and is swept by the next lab.
+  name and is swept by the next lab; labs of several processes may be there at once, and sweep in turn.
 - The pod has a mount namespace for its resolv.conf, in which cgroupfs and bpffs are still to be seen
   (`ip netns exec` would hide them).
 - Nothing is waited for by the clock alone.
@@ -24,7 +24,9 @@ Rules this file obeys:
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
+import itertools
 import os
 import secrets
 import shutil
@@ -32,8 +34,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,14 @@ class LabError(Exception):
     """The lab can't be built here; the message says why."""
 
 
+def lacking() -> str:
+    """What the lab can't do without and doesn't have here, if anything."""
+    if os.geteuid():
+        return "root: namespaces, cgroups and BPF"
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    return f"{', '.join(missing)}: run 'make test'" if missing else ""
+
+
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds * PATIENCE
@@ -170,7 +180,7 @@ class Namespace:
         assert self.holder.stdin is not None
         assert self.holder.stdout is not None
         self.holder.stdin.close()
-        self.holder.wait(10)
+        self.holder.wait(60)
         self.holder.stdout.close()
 
 
@@ -224,14 +234,13 @@ class Lab(AbstractContextManager["Lab"]):
     """The three machines with all that runs in them; also the instance of the engine to be used there."""
 
     def __init__(self) -> None:
-        if os.geteuid():
-            raise LabError("the lab needs root: namespaces, cgroups and BPF")
-        if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-            raise LabError(f"the lab needs {', '.join(missing)}: run 'make deps'")
+        if needed := lacking():
+            raise LabError(f"the lab needs {needed}")
         sweep()
         self.instance = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
         self.folder = Path("/tmp", self.instance)
         self.instances: list[str] = []
+        self._numbers = itertools.count()
         with ExitStack() as undo:
             undo.callback(self._forget)
             self.folder.mkdir(mode=0o755)
@@ -282,9 +291,15 @@ class Lab(AbstractContextManager["Lab"]):
         self.resolv_conf.write_text(f"{text}options timeout:2 attempts:1\n")
 
     def another_instance(self) -> str:
-        """The name of an instance that is removed with the lab."""
-        self.instances.append(f"{self.instance}-{len(self.instances)}")
+        """The name of an instance that is removed with the lab, or by :meth:`remove`."""
+        self.instances.append(f"{self.instance}-{next(self._numbers)}")
         return self.instances[-1]
+
+    def remove(self, instance: str) -> None:
+        """What is attached to the whole hierarchy sees every packet of this machine, and there is room for 64
+        (BPF_CGROUP_MAX_PROGS): who held a host lets go of it."""
+        remove_instance(instance)
+        self.instances.remove(instance)
 
     def skouter(self, *words: object, instance: str = "", machine: Namespace | None = None) -> list[str]:
         """The command line of `skouter WORDS` in the pod, of the lab's own instance."""
@@ -337,12 +352,28 @@ def remove_instance(name: str) -> None:
 def sweep() -> None:
     """What labs of processes that are no more have left."""
     folders = (place.find(PREFIX).bpffs, cgroups.hierarchy(), Path("/run"), Path("/tmp"))
-    stale = {path.name for folder in folders for path in folder.glob(f"{PREFIX}-*") if _is_stale(path.name)}
-    for name in stale:
-        remove_instance(name)
-        shutil.rmtree(Path("/tmp", name), ignore_errors=True)
+    with in_turn():
+        for name in {path.name for folder in folders for path in stale(folder, PREFIX)}:
+            remove_instance(name)
+            shutil.rmtree(Path("/tmp", name), ignore_errors=True)
 
 
-def _is_stale(name: str) -> bool:
-    pid = name.removeprefix(f"{PREFIX}-").split("-")[0]
-    return pid.isdigit() and not Path("/proc", pid).exists()
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One process at a time: two that sweep the same thing would trip over each other."""
+    door = os.open("/run", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(door)
+
+
+def stale(folder: Path, prefix: str) -> list[Path]:
+    """What is called PREFIX-PID-... after a process that is no more."""
+
+    def is_stale(name: str) -> bool:
+        pid = name.removeprefix(f"{prefix}-").split("-")[0]
+        return pid.isdigit() and not Path("/proc", pid).exists()
+
+    return [path for path in folder.glob(f"{prefix}-*") if is_stale(path.name)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import socket
 import subprocess
 import threading
@@ -27,7 +26,7 @@ from routing.namespaces import inside
 from tests.cluster.apiserver import HOST, ApiServer
 from tests.cluster.objects import create, delete
 from tests.conftest import remove_cgroup
-from tests.network.daemon import Program
+from tests.network.daemon import Program, daemon
 from tests.network.workload import python
 from tests.topology import DNS4, SKOUTER, Lab, Namespace, end, wait_for
 
@@ -117,7 +116,7 @@ class Pod:
     def do(self, code: str) -> Any:
         """What a Python program in a new container tells."""
         process = self.start(*python(code), stdout=subprocess.PIPE)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
         return json.loads(out)
 
     @contextmanager
@@ -249,30 +248,18 @@ class Kubelet:
     def agent(
         self, *words: object, ready: bool = True, seconds: float = 60, within: tuple[object, ...] = ()
     ) -> Iterator[subprocess.Popen[str]]:
-        """It is ready when the block begins, and stopped as kubelet does it when the block ends.
-
-        `within`: a command line that runs it.
-        """
-        with self.log.open("a") as log:
-            process = subprocess.Popen(
-                self.lab.node.command(
-                    *within,
-                    *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
-                    *(SKOUTER, "agent", "--kubernetes", "--kubeconfig", self.api.kubeconfig),
-                    *("--node-name", self.node, "--policy-dir", self.folder / "bootstrap"),
-                    *("--config", self.config, "--root", f"/{self.root.name}", *words),
-                ),
-                stderr=log,
-                text=True,
-            )
-        try:
+        """It is ready when the block begins. `within`: a command line that runs it."""
+        command = self.lab.node.command(
+            *within,
+            *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
+            *(SKOUTER, "agent", "--kubernetes", "--kubeconfig", self.api.kubeconfig),
+            *("--node-name", self.node, "--policy-dir", self.folder / "bootstrap"),
+            *("--config", self.config, "--root", f"/{self.root.name}", *words),
+        )
+        with daemon(command, self.log) as process:
             if ready:
                 self.wait_until_ready(process, seconds)
             yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
 
     def wait_until_ready(self, process: subprocess.Popen[str], seconds: float) -> None:
         def ready() -> bool:
@@ -320,6 +307,7 @@ class Kubelet:
         self.manager.close()
         self.passage.close()
         remove_cgroup(self.root)
+        self.lab.remove(self.instance)
         for path in (f"/api/v1/nodes/{self.node}", f"{SYSTEM}/services/{self.node}", f"{SLICES}/{self.node}"):
             delete(self.api, path)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.crds.__main__ import texts
@@ -320,7 +320,7 @@ def only_the_checker_can(problem: Any) -> bool:
     )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250)
 @given(spec=SPECS)
 def test_server_and_checker_agree(crds_applied: ApiServer, spec: dict[str, Any]) -> None:
     body = {

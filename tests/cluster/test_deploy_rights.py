@@ -137,14 +137,14 @@ def test_the_agent_may_do_all_that_it_does_and_does_all_that_it_may(
     used = Recorder(monkeypatch)
     config = kubeconfig(api, tmp_path, "skouter")
     asked = Door(config)
-    assert not is_leaving(asked, NAMESPACE, "skouter")
+    assert not is_leaving(asked, NAMESPACE)
     assert may_get(asked, api.token, "/metrics")
     assert not may_get(asked, "nobody's", "/metrics")
     taint(api, OTHER, TAINT)
     assert startup_taint.remove(asked, NODE)
     assert taints(api) == [OTHER]
     api.kubectl("apply", "-f", "-", input=OBJECTS)
-    trio.run(follow_and_tell, api, Kubernetes(NODE, config, Asked(spread=0.1)), used)
+    trio.run(follow_and_tell, api, Kubernetes(NODE, config, Asked(spread=0.1, home=NAMESPACE)), used)
     roles = (
         installed["ClusterRole", "skouter"],
         installed["Role", "skouter"],

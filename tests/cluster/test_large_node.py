@@ -27,7 +27,7 @@ IDLE = 5  # percent of a processor
 
 
 @pytest.fixture(scope="module")
-def node(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
+def node(lab_tools: None, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
     with Lab() as lab, ApiServer(programs) as api:
         for kind in ("Egress", "ClusterEgress", "ExternalWorkload"):
             if not is_served(api, kind):
@@ -120,7 +120,7 @@ def test_a_large_node(node: Kubelet, record_property: Callable[[str, object], No
         told("a changed object, seconds", round(time.monotonic() - began, 3))
         told("processor time of both, seconds", round(seconds_of_cpu(pid) - before, 2))
         wait_for(lambda: percent(pid) < IDLE, "a calm agent", READY)  # when it told of each object
-        told("idle, percent of a processor", round(percent(pid, 30), 1))
+        told("idle, percent of a processor", round(percent(pid), 1))
         told("its RSS then, MiB", rss(pid) >> 20)
         assert rss(pid) < RSS
     began = time.monotonic()

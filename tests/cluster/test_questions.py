@@ -35,17 +35,17 @@ def daemons(api: ApiServer) -> Iterator[str]:
 
 
 def test_a_daemonset_that_stays(door: Door, daemons: str) -> None:
-    assert not is_leaving(door, "default", "skouter")
+    assert not is_leaving(door, "default")
 
 
 def test_a_daemonset_that_is_being_deleted_and_one_that_is_gone(
     api: ApiServer, door: Door, daemons: str
 ) -> None:
     delete(api, daemons)
-    assert is_leaving(door, "default", "skouter")
+    assert is_leaving(door, "default")
     patch(api, daemons, {"metadata": {"finalizers": None}})
     assert api.request("GET", daemons)[0] == 404
-    assert is_leaving(door, "default", "skouter")
+    assert is_leaving(door, "default")
 
 
 def test_a_server_that_is_away_is_no_answer(api: ApiServer, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_server_that_is_away_is_no_answer(api: ApiServer, tmp_path: Path) -> N
         door = Door(gate.kubeconfig(tmp_path / "kubeconfig"))
         gate.close()
         with pytest.raises(ServerError, match="can't be reached"):
-            is_leaving(door, "default", "skouter")
+            is_leaving(door, "default")
 
 
 def test_who_may_read_metrics(api: ApiServer, door: Door) -> None:

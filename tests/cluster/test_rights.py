@@ -22,7 +22,7 @@ from tests.cluster.test_source import FAST
 
 HOME = "skouter-system"
 ACCOUNT = "skouter-rights"
-ASKED = Asked(pace=replace(FAST, most=0.5), spread=0.0)
+ASKED = Asked(pace=replace(FAST, most=0.5), spread=0.0, home=HOME)
 REFUSED = re.compile(r'cannot (\w+) resource "([^"]+)"')
 EACH = [(right.resource, verb) for right in RIGHTS for verb in right.verbs]
 
@@ -78,7 +78,7 @@ def refused(source: Kubernetes, token: str) -> Refusals:
         lambda: written("Egress", f"{HOME}/web"),
         lambda: written("ClusterEgress", "web"),
         lambda: written("ExternalWorkload", "web"),
-        lambda: api_questions.is_leaving(source.door, HOME, "skouter"),
+        lambda: api_questions.is_leaving(source.door, HOME),
         lambda: api_questions.may_get(source.door, token, "/metrics"),
     ):
         try:
@@ -118,7 +118,7 @@ def follow(api: ApiServer, config: Path, rights: list[Right], missing: Refusals)
             delete(api, path)
 
 
-READS = {each for each in EACH if each[1] in ("list", "watch", "get")} - {("daemonsets", "get")}
+READS = {each for each in EACH if each[1] in ("list", "watch", "get")}
 
 
 def test_these_rights_suffice(objects: ApiServer, tmp_path: Path) -> None:

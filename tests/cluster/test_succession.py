@@ -6,18 +6,24 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 
-from gateway import startup_taint, status, succession
-from gateway.api_server import Door
+from gateway import bulletin, startup_taint, status, succession
+from gateway.api_questions import DAEMONSET
+from gateway.api_rights import RIGHTS
+from gateway.api_server import Door, ServerError
 from gateway.ask import ask
-from gateway.request import NodeOf
-from gateway.states import EngineError
+from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.states import EngineError, is_owned
 from gateway.succession import Parting, parting
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet import Kubelet
+from tests.cluster.objects import RBAC, create, delete, following, off, rules
 from tests.cluster.test_agent_kubernetes import allow, defined, lab, node, space
 from tests.topology import wait_for
 
@@ -50,7 +56,7 @@ def test_the_newer_agent_takes_over_and_the_older_is_its_spare(node: Kubelet, tm
 def test_one_that_stands_by_ends_as_it_is_told(node: Kubelet, tmp_path: Path) -> None:
     with node.agent() as older, node.agent("--health", tmp_path / "newer"):
         older.send_signal(TERM)
-        older.wait(20)
+        older.wait(60)
         wait_for(lambda: is_ready(tmp_path / "newer"), "the newer agent")
 
 
@@ -65,7 +71,7 @@ def daemonset(namespace: str) -> str:
         {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
-            "metadata": {"name": succession.DAEMONSET, "namespace": namespace},
+            "metadata": {"name": DAEMONSET, "namespace": namespace},
             "spec": {"selector": {"matchLabels": labels}, "template": template},
         }
     )
@@ -80,25 +86,84 @@ def test_an_agent_stays_in_force_until_its_daemonset_is_deleted(
     api.kubectl("apply", "-f", "-", input=daemonset(space))
     with node.agent() as agent:
         agent.send_signal(TERM)
-        assert agent.wait(30) == 0
+        assert agent.wait(60) == 0
     assert Parting.STAYS.value in node.said()
     assert pins.is_dir()
     with node.agent() as agent:
-        api.kubectl("delete", "daemonset", succession.DAEMONSET, "-n", space)
+        api.kubectl("delete", "daemonset", DAEMONSET, "-n", space)
         agent.send_signal(TERM)
-        assert agent.wait(30) == 0
+        assert agent.wait(60) == 0
     assert Parting.LEAVES.value in node.said()
     assert not pins.exists()
     assert node.status()["attached"] == {}
 
 
-def test_an_agent_whose_account_is_deleted_leaves(api: ApiServer, space: str, tmp_path: Path) -> None:
-    """As by `kubectl delete namespace`: then it can't ask for the DaemonSet any more."""
-    api.kubectl("create", "serviceaccount", "agent", "-n", space)
-    token = api.account_token(space, "agent")
-    door = Door(api.write_kubeconfig(tmp_path / "config", token))
-    api.kubectl("delete", "serviceaccount", "agent", "-n", space)
-    assert parting(TERM, NodeOf("node", namespace=space), door) is Parting.LEAVES
+def test_an_agent_whose_namespace_is_deleted_leaves(api: ApiServer, space: str) -> None:
+    """Its pods may go before the DaemonSet does."""
+    api.kubectl("apply", "-f", "-", input=daemonset(space))
+    source = Kubernetes("node", api.kubeconfig, Asked(home=space))
+    assert parting(TERM, source) is Parting.STAYS
+    api.kubectl("delete", "namespace", space, "--wait=false")
+    assert parting(TERM, source) is Parting.LEAVES
+
+
+@pytest.fixture
+def account(api: ApiServer, space: str) -> Iterator[str]:
+    """The name of a service account that has an agent's rights."""
+    subject = {"kind": "ServiceAccount", "name": "agent", "namespace": space}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": space}
+    create(api, f"/api/v1/namespaces/{space}/serviceaccounts", {"metadata": {"name": "agent"}})
+    create(api, f"{RBAC}/clusterroles", {"metadata": {"name": space}, "rules": rules(RIGHTS)})
+    binding = {"metadata": {"name": space}, "roleRef": reference, "subjects": [subject]}
+    create(api, f"{RBAC}/clusterrolebindings", binding)
+    yield "agent"
+    for plural in ("clusterrolebindings", "clusterroles"):
+        delete(api, f"{RBAC}/{plural}/{space}")
+
+
+def is_stranger(door: Door) -> bool:
+    """Whether the server knows the account no more: it remembers a token for some seconds."""
+    try:
+        door.get("/api/v1/namespaces")
+    except ServerError as error:
+        return error.status == 401
+    return False
+
+
+def test_a_token_that_ended_with_its_pod_says_nothing_of_the_daemonset(
+    api: ApiServer, space: str, account: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `kubectl delete pod --force`: another pod comes, and what is enforced stays meanwhile."""
+    monkeypatch.setattr(succession, "PATIENCE", 1.0)
+    monkeypatch.setattr(succession, "AGAIN", 0.1)
+    api.kubectl("apply", "-f", "-", input=daemonset(space))
+    containers = [{"name": "agent", "image": "none"}]
+    spec = {"serviceAccountName": account, "automountServiceAccountToken": False, "containers": containers}
+    pods = f"/api/v1/namespaces/{space}/pods"
+    create(api, pods, {"metadata": {"name": "agent"}, "spec": spec})
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=agent")
+    token = api.kubectl("create", "token", account, "-n", space, *bound).strip()
+    source = Kubernetes("node", api.write_kubeconfig(tmp_path / "config", token), Asked(home=space))
+    delete(api, f"{pods}/agent", gracePeriodSeconds=0)
+    wait_for(lambda: is_stranger(source.door), "the end of the token", 60)
+    assert parting(TERM, source) is Parting.STAYS
+
+
+def test_an_agent_whose_account_is_deleted_first_has_heard_of_its_daemonset(
+    node: Kubelet, api: ApiServer, space: str, account: str, tmp_path: Path
+) -> None:
+    api.kubectl("apply", "-f", "-", input=daemonset(space))
+    config = api.write_kubeconfig(tmp_path / "config", api.account_token(space, account))
+
+    async def main() -> None:
+        async with following(node.node, config, Asked(home=space)) as source:
+            await off(lambda: delete(api, f"/api/v1/namespaces/{space}/serviceaccounts/{account}"))
+            await off(lambda: wait_for(lambda: is_stranger(source.door), "the end of the token", 60))
+            assert not source.is_leaving
+            await off(lambda: api.kubectl("delete", "daemonset", DAEMONSET, "-n", space))
+            assert await off(lambda: parting(TERM, source)) is Parting.LEAVES
+
+    trio.run(main)
 
 
 def test_in_doubt_an_agent_stays(
@@ -107,14 +172,40 @@ def test_in_doubt_an_agent_stays(
     monkeypatch.setattr(succession, "PATIENCE", 0.0)
     monkeypatch.setattr(succession, "AGAIN", 0.0)
     api.kubectl("create", "serviceaccount", "poor", "-n", space)
-    poor = Door(api.write_kubeconfig(tmp_path / "config", api.account_token(space, "poor")))
-    here = NodeOf("node", namespace=space)
-    assert parting(TERM, here, poor) is Parting.STAYS
-    text = json.loads((tmp_path / "config").read_text())
+    poor = api.write_kubeconfig(tmp_path / "config", api.account_token(space, "poor"))
+    assert parting(TERM, Kubernetes("node", poor, Asked(home=space))) is Parting.STAYS
+    text = json.loads(poor.read_text())
     text["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     (tmp_path / "away").write_text(json.dumps(text))
-    assert parting(TERM, here, Door(tmp_path / "away")) is Parting.STAYS
-    assert parting(TERM, NodeOf("node"), None) is Parting.STAYS
+    assert parting(TERM, Kubernetes("node", tmp_path / "away", Asked(home=space))) is Parting.STAYS
+    assert parting(TERM, Kubernetes("node", api.kubeconfig)) is Parting.STAYS
+    assert parting(TERM, None) is Parting.STAYS
+
+
+LEAVING = """
+import fcntl, os, signal, sys
+path = sys.argv[1]
+held = os.open(path, os.O_RDWR | os.O_CREAT)
+fcntl.flock(held, fcntl.LOCK_EX)
+signal.signal(signal.SIGUSR1, lambda *_: (os.unlink(path), os._exit(0)))
+print("held", flush=True)
+signal.pause()
+"""
+
+
+def test_who_waited_for_an_agent_that_left_does_not_hold_the_lock_that_left_with_it(node: Kubelet) -> None:
+    """Else whoever comes third would have one of its own, and two would work."""
+    node.place.run.mkdir(mode=0o700, exist_ok=True)
+    words = [sys.executable, "-c", LEAVING, node.place.run / bulletin.NAME]
+    before = signal.getsignal(succession.LET_GO)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as leaving:
+        assert leaving.stdout is not None
+        assert leaving.stdout.readline() == "held\n"
+        try:
+            with closing(bulletin.Board(node.place, takes_over=True)):
+                assert is_owned(node.place.run / bulletin.NAME)
+        finally:
+            signal.signal(succession.LET_GO, before)
 
 
 # ---- How it is --------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def fresh(bench: Bench) -> Bench:
     return bench
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=st.lists(policies, min_size=1, max_size=3))
 def test_the_kernel_decides_as_the_policy_reads(fresh: Bench, history: list[Policy]) -> None:
     b, laid = fresh, None
@@ -133,7 +133,7 @@ def test_the_kernel_decides_as_the_policy_reads(fresh: Bench, history: list[Poli
         lay(b, laid, tables.compile(Policy(), NUMBER, laid))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(policy=policies, asked=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True))
 def test_what_a_name_teaches_passes_as_the_policy_reads(
     bench: Bench, policy: Policy, asked: list[str]

@@ -124,7 +124,7 @@ class Workload:
         for process in (*self.attackers.values(), self.holder):
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(20)
+            process.wait(60)
             end(process)
 
     def counters(self) -> Counter[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.network.arena import Arena, Spy
-from tests.topology import PATIENCE, TOOLS, Lab, end
+from tests.topology import PATIENCE, Lab, end
 
 HERE = Path(__file__).parent
 MANY = 2000  # fresh names: n0.many.test, n1.many.test, ...
@@ -75,11 +75,7 @@ def signals_as_at_a_terminal() -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
-    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-        pytest.skip(f"needs {', '.join(missing)}: run 'make deps'")
+def lab(lab_tools: None) -> Iterator[Lab]:
     with Lab() as built:
         records = [(name, address, 60) for name, addresses in ZONE.items() for address in addresses]
         records += [(f"n{i}.many.test", f"{MANY_NETWORK}.{i >> 8}.{i & 255}", 60) for i in range(MANY)]
@@ -171,7 +167,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def build(name: str, compiler: str = "gcc") -> Path:
         if not shutil.which(compiler):
-            pytest.skip(f"needs {compiler}: run 'make deps'")
+            pytest.skip(f"needs {compiler}: run 'make test'")
         made = folder / f"{name}-{compiler}"
         if not made.exists():
             source = HERE / "programs" / f"{name}.c"

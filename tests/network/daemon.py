@@ -11,14 +11,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gateway import cgroups, place
 from tests.network.workload import python
-from tests.topology import SKOUTER, Lab, end, wait_for
+from tests.topology import PATIENCE, SKOUTER, Lab, end, wait_for
 
 WEB = "/system.slice/web.service"
 
@@ -85,6 +85,19 @@ class Program:
         return self.read()
 
 
+@contextmanager
+def daemon(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent that is started by this command line, and stopped as a manager does it when the block ends."""
+    with log.open("a") as said:
+        process = subprocess.Popen(command, stderr=said, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
 class Host:
     """One instance of the agent with its files, and the units of its host."""
 
@@ -123,7 +136,7 @@ class Host:
 
     def do(self, path: str, code: str) -> Any:
         """What a Python program in the unit tells."""
-        done = subprocess.run(self.command(path, *python(code)), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(self.command(path, *python(code)), capture_output=True, text=True, timeout=60)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
@@ -146,30 +159,18 @@ class Host:
     def agent(
         self, *words: str, ready: bool = True, within: tuple[object, ...] = (), **environ: str
     ) -> Iterator[subprocess.Popen[str]]:
-        """It is ready when the block begins, and stopped as a manager does it when the block ends.
-
-        `within`: a command line that runs it.
-        """
-        with self.log.open("a") as log:
-            process = subprocess.Popen(
-                self.lab.pod.command(
-                    *within,
-                    *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
-                    *(f"{key}={value}" for key, value in environ.items()),
-                    *(SKOUTER, "agent", "--policy-dir", self.policies, "--config", self.config),
-                    *("--root", f"/{self.root.name}", *words),
-                ),
-                stderr=log,
-                text=True,
-            )
-        try:
+        """It is ready when the block begins. `within`: a command line that runs it."""
+        command = self.lab.pod.command(
+            *within,
+            *("env", f"SKOUTER_INSTANCE={self.instance}", f"NOTIFY_SOCKET={self.folder}/notify"),
+            *(f"{key}={value}" for key, value in environ.items()),
+            *(SKOUTER, "agent", "--policy-dir", self.policies, "--config", self.config),
+            *("--root", f"/{self.root.name}", *words),
+        )
+        with daemon(command, self.log) as process:
             if ready:
                 self.wait_for_message("READY=1", process)
             yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
 
     def wait_for_message(self, wanted: str, process: subprocess.Popen[str] | None = None) -> str:
         """The next message of the agent that has this line; what comes before is in `messages`."""
@@ -231,10 +232,11 @@ class Host:
         for folder in sorted((p for p in self.root.rglob("*") if p.is_dir()), reverse=True):
             folder.rmdir()
         self.root.rmdir()
+        self.lab.remove(self.instance)
 
 
 def until(call: Callable[[], Any], wanted: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while (found := call()) != wanted:
         assert time.monotonic() < deadline, f"still {found}, not {wanted}"
         time.sleep(0.05)

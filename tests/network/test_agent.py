@@ -52,7 +52,7 @@ def test_a_unit_that_starts_again_is_held_before_its_own_process_runs(host: Host
             waiting = host.lab.skouter("wait", root, instance=host.instance)
             script = f'{" ".join(map(str, waiting[waiting.index("env") :]))} && exec "$@"'
             started = host.command(unit, "sh", "-c", script, "-", *python(reached(REFUSED4)))
-            done = subprocess.run(started, capture_output=True, text=True, timeout=30)
+            done = subprocess.run(started, capture_output=True, text=True, timeout=60)
             assert (done.stdout, done.stderr) == ('"EPERM"\n', "")
             host.unit(unit).rmdir()
 
@@ -61,7 +61,7 @@ def test_waiting_for_a_policy_that_does_not_come_ends_with_a_message(host: Host)
     waiting = host.lab.skouter("wait", "--timeout", "1", f"--root=/{host.root.name}", instance=host.instance)
     with host.agent():
         command = host.command(OTHER, *waiting[waiting.index("env") :])
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith(
         "skouter: no policy holds this cgroup after 1 s: is skouter.service running"
@@ -189,7 +189,7 @@ def test_a_restart_on_broken_files_enforces_the_last_good_ones(host: Host) -> No
 def test_a_first_start_on_broken_files_enforces_nothing_and_says_why(host: Host) -> None:
     host.write("web.yaml", document("web", "https://example.com"))
     with host.agent(ready=False) as agent:
-        assert agent.wait(30) == 2
+        assert agent.wait(60) == 2
     assert f"{host.policies}/web.yaml:8: ClusterEgress web: spec.rules[0].domains[0]:" in host.said()
     assert "skouter: no policy to enforce yet, mend the files above" in host.said()
     assert "Traceback" not in host.said()
@@ -265,7 +265,7 @@ def test_what_changed_while_no_agent_ran_is_made_good(host: Host) -> None:
 def test_a_stopped_agent_says_that_it_opens_nothing(host: Host) -> None:
     with host.agent() as agent:
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(20) == 0
+        assert agent.wait(60) == 0
     assert host.wait_for_message("STOPPING=1").splitlines()[1] == (
         "STATUS=what is enforced stays enforced; skouter off opens"
     )
@@ -275,7 +275,7 @@ def test_a_stopped_agent_says_that_it_opens_nothing(host: Host) -> None:
 
 def test_a_second_agent_does_not_start(host: Host) -> None:
     with host.agent(), host.agent(ready=False) as second:
-        assert second.wait(20) == 2
+        assert second.wait(60) == 2
     assert "another agent of instance" in host.said()
 
 
@@ -341,7 +341,7 @@ def test_run_works_beside_it(host: Host) -> None:
         words = ("run", "-q", "--allow", "example.net", "--")
         code = f'tell([connect(resolve("example.net")), connect({SITE4!r})])'
         command = host.lab.skouter(*words, *python(code), instance=host.instance)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.stdout, done.stderr) == ('["connected", "EPERM"]\n', "")
         assert host.do(WEB, reached(REFUSED4)) == "EPERM"
 

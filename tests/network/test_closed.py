@@ -82,9 +82,7 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
+def node(superuser: None) -> Iterator[Node]:
     with ExitStack() as undo:
         yield Node(undo)
 

@@ -37,7 +37,7 @@ def test_what_is_still_in_a_socket_when_the_command_ends_arrives(lab, run):
         assert sink.stdout.readline() == "listening\n"
         got = run("--allow", "198.51.100.30", "--", *python(SEND))
         assert got.status == 0, got.said
-        out, _ = sink.communicate("\n", timeout=30)
+        out, _ = sink.communicate("\n", timeout=60)
         assert out == "400000\n"
     finally:
         end(sink)

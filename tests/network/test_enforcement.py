@@ -70,6 +70,7 @@ def fleet(lab: Lab) -> Iterator[Fleet]:
     made = Fleet(lab.another_instance())
     yield made
     made.close()
+    lab.remove(made.place.name)
 
 
 def test_a_cgroup_moves_from_one_workload_to_another(fleet: Fleet) -> None:

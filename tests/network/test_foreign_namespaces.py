@@ -29,7 +29,7 @@ def test_ATTACK_a_trusted_resolver_of_ones_own(lab, running, tmp_path, defended)
     with running("--allow", "example.com", "--", *command, env={**os.environ, "SUDO_UID": user}) as process:
         if not defended:
             switch_off(lab, process)
-        out, said = process.communicate("\n", timeout=40)
+        out, said = process.communicate("\n", timeout=60)
     assert "answer of" in out, said
     assert out.splitlines()[-1] == ("EPERM" if defended else "connected"), said
 

@@ -21,7 +21,7 @@ def test_a_grant_lasts_the_longer_of_TTL_and_floor_and_then_the_grace(lab, runni
             words = ("--floor", floor, "--grace", grace, "--allow", name, "--", *python(code))
             started.append(held.enter_context(running(*words)))
         for case, process in zip(cases, started, strict=True):
-            got = result(0, *process.communicate(timeout=20))
+            got = result(0, *process.communicate(timeout=60))
             first, lasted = got.told
             assert (case, first) == (case, "connected")
             assert case[3] - 0.2 <= lasted < case[3] + 3, case
@@ -84,7 +84,7 @@ def test_a_name_that_moves_is_followed_at_once_and_its_old_address_closes(lab, r
     with running(*words) as workload:
         assert workload.stdout.readline() == '"connected"\n'
         lab.dns.set("moving.example.com", NEW, ttl=1)
-        out, said = workload.communicate("\n", timeout=20)
+        out, said = workload.communicate("\n", timeout=60)
     assert out.splitlines() == ['"connected"'] * 2, said
 
 

@@ -154,9 +154,7 @@ def bound(address: str, port: int) -> socket.socket:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
+def world(superuser: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as undo:
         yield World(tmp_path_factory.mktemp("histories"), undo)
 
@@ -318,7 +316,5 @@ def test_every_history_is_as_the_naive_model_says(world: World) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     Histories.world = world
-    chosen = settings(
-        max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    chosen = settings(max_examples=EXAMPLES, stateful_step_count=30, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Histories, settings=chosen)

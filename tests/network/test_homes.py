@@ -131,9 +131,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
+def world(superuser: None) -> Iterator[World]:
     with ExitStack() as undo:
         yield World(undo)
 

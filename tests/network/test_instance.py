@@ -87,7 +87,7 @@ def test_two_runs_side_by_side_do_not_mix(running):
         running("--allow", "example.net", "--", *python(code), "example.net") as other,
     ):
         assert [json.loads(process.stdout.readline()) for process in (one, other)] == [SITE4, NET4]
-        results = [process.communicate("\n", timeout=10) for process in (one, other)]
+        results = [process.communicate("\n", timeout=60) for process in (one, other)]
     told = [json.loads(out) for out, _ in results]
     assert told == [["connected", "connected", "EPERM"], ["connected", "EPERM", "connected"]]
     summaries = [json.loads(said.splitlines()[-1]) for _, said in results]
@@ -147,14 +147,14 @@ def test_uninstall_leaves_nothing_behind(lab, command, running, while_it_runs):
         )
         assert ids & set(attached_anywhere(where)), "a resolver of this host is trusted"
         if not while_it_runs:
-            process.communicate("\n\n", timeout=10)
+            process.communicate("\n\n", timeout=60)
         gone = command("uninstall").stdout
         assert str(where.pins) in gone
         if while_it_runs:
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == '"connected"\n'
-            process.communicate("\n", timeout=10)
+            process.communicate("\n", timeout=60)
     assert not [path for path in (where.pins, where.run, where.cgroup) if path.exists()]
     assert not ids & set(attached_anywhere(where))
     wait_for(lambda: not any(map(is_loaded, ids)), "the end of the programs")
@@ -173,6 +173,6 @@ def test_a_command_that_is_uninstalled_beneath_ends_with_its_own_status(command,
     with running("--", "sh", "-c", "echo started; read x; exit 5", instance=command.instance) as process:
         assert process.stdout.readline() == "started\n"
         command("uninstall")
-        _, said = process.communicate("\n", timeout=10)
+        _, said = process.communicate("\n", timeout=60)
         assert process.returncode == 5, said
         assert "Traceback" not in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -37,9 +36,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    if os.geteuid():
-        pytest.skip("needs root: namespaces, cgroups and BPF")
+def world(superuser: None) -> Iterator[World]:
     with ExitStack() as undo:
         yield World(undo)
 

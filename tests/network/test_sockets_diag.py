@@ -27,9 +27,7 @@ TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
 @pytest.fixture
-def network():
-    if os.geteuid():
-        pytest.skip("needs root: network namespaces")
+def network(superuser):
     made = Namespace()
     yield made
     made.close()

@@ -133,7 +133,7 @@ class Talker:
     def told(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
-        assert line, f"it ended with status {self.process.wait(10)}"
+        assert line, f"it ended with status {self.process.wait(60)}"
         return dict(json.loads(line))
 
 
@@ -169,7 +169,7 @@ def test_under_load_nothing_is_lost_and_nothing_gets_through(
         assert load.process.stdin
         load.process.stdin.close()
         check(load.told())
-        assert load.process.wait(30) == 0
+        assert load.process.wait(60) == 0
     assert halfway >= SWAPS // 4, "hardly a swap was cut short: this proves nothing"
     assert starter.record()["ended"], "who started it closed it, though its tables had long been replaced"
 

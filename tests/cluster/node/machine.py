@@ -4,7 +4,8 @@
     ┌───────────────────────────────────────┐               ┌─────────────────────────────────────────┐
     │ 10.0.2.2  etcd, API server, scheduler, │               │ 10.0.2.15  kubelet, containerd          │
     │           controller-manager           ├─ tap ── eth0 ─┤ kube-proxy, 10.96.0.0/16                │
-    │ 198.51.100.0/24  answers HTTP          │               │ cni0 10.244.0.1/24 ── veth ── pods      │
+    │ 198.51.100.0/24, 198.18.0.0/16         │               │ cni0 10.244.0.1/24 ── veth ── pods      │
+    │           answer HTTP                  │               │                                         │
     └───────────────────────────────────────┘               └─────────────────────────────────────────┘
 
 Rules this file obeys:
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,10 +38,11 @@ MEMORY = "6G"
 OUTSIDE, INSIDE = "10.0.2.2", "10.0.2.15"
 SERVICES, PODS = "10.96.0.0/16", "10.244.0.0/16"
 CLUSTER_DNS = "10.96.0.10"
-SITES = "198.51.100.0/24"
+SITES, FRESH = "198.51.100.0/24", "198.18.0.0/16"
 FLAGS = ("--kubelet-preferred-address-types=InternalIP",)
 READY_CONDITION = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
 READY = 600  # seconds that anything may take in the guest
+AGAIN = 1.0  # between two looks
 
 OUTSIDE_NETWORK = f"""
     link set lo up
@@ -47,6 +50,7 @@ OUTSIDE_NETWORK = f"""
     addr add {OUTSIDE}/24 dev tap0
     link set tap0 up
     route add local {SITES} dev lo
+    route add local {FRESH} dev lo
     addr add {ODD}/32 dev lo
 """
 GUEST_NETWORK = f"""
@@ -122,9 +126,12 @@ class Node:
 
         def found() -> bool:
             try:
-                return self.api.kubectl("get", *query).strip() == value
+                if self.api.kubectl("get", *query).strip() == value:
+                    return True
             except KubectlError:
-                return False
+                pass
+            time.sleep(AGAIN)  # kubectl takes as much of this machine as the guest does
+            return False
 
         wait_for(found, what, seconds)
 
