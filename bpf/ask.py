@@ -88,7 +88,7 @@ class Door:
     def stands(self, asker: Asker) -> bool:
         """Whether the workload has a policy still, and that trusts the server."""
         row = self.datapath["workloads"].get(asker.workload)
-        if row is None:
+        if row is None or not row.policy:
             return False
         key = (pack_address(asker.server), int(row.policy), asker.server_port.to_bytes(2, "big"))
         return self.datapath["resolvers"].get(key) is not None

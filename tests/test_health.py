@@ -23,6 +23,7 @@ SEEN = Numbers(
     links={"attached": 2, "none": 1},
     api={"requests": 9},
     api_connected=True,
+    dns={"open": 2, "questions": 5, "error: too slow": 1},
 )
 
 
@@ -157,6 +158,8 @@ def test_metrics_are_for_those_whom_the_api_server_lets(tmp_path: Path) -> None:
             assert 'skouter_build_info{version="1.2"} 1.0' in text
             assert 'skouter_links{state="attached"} 2.0' in text
             assert 'skouter_api_total{what="requests"} 9.0' in text
+            assert 'skouter_dns_tcp_total{what="error: too slow"} 1.0' in text
+            assert "skouter_dns_tcp_connections 2.0" in text
         assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
 
     run(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import textwrap
 import time
@@ -12,13 +13,17 @@ from typing import Any
 
 import pytest
 
-from bpf.datapath import Datapath
+from bpf import kernel
+from bpf.contract import contract
+from bpf.datapath import Table
+from bpf.load import maps_folder
 from gateway import place
+from tests.network.arena import Arena, Version
 from tests.network.conftest import REFUSED4, ZONE, Result
 from tests.network.daemon import CONFIG, WEB, Host, document
 from tests.network.test_agent import OTHER, host
 from tests.network.workload import python
-from tests.topology import DNS4, DNS6, ODD, Lab, Unbound, wait_for
+from tests.topology import DNS4, DNS6, ODD, Lab, Unbound, end, wait_for
 
 __all__ = ["host"]  # the fixture
 
@@ -62,8 +67,9 @@ def ask_tcp(name, s=None, kind="A", **how):
     s.sendall(framed(question(name, kind)))
     return answers(reply(s))
 
-def turned_away(s):
+def turned_away(connected):
     try:
+        s = connected()
         s.sendall(framed(question("example.com")))
         return s.recv(1) == b""
     except ConnectionError:
@@ -297,29 +303,81 @@ def outcome_of(call):
 """
 
 
-@pytest.mark.parametrize("early", [False, True], ids=["in time", "before it is asked"])
+OUTSIDE, KNOWN = "a server of DNS over TCP is nobody's workload", "the proxy is known by its listener"
+
+
+def of(version: Version) -> dict[str, Any]:
+    """How this version of the program is run."""
+    return {"instance": version.instance, "env": {**os.environ, "PYTHONPATH": str(version.folder)}}
+
+
+@pytest.mark.parametrize("without", [OUTSIDE, ""], ids=["weakened", "defended"])
 @pytest.mark.parametrize("address", ["127.0.0.53", "10.1.0.2"])
 def test_ATTACK_the_workload_answers_itself_at_the_trusted_address(
-    run: Callable[..., Result], address: str, early: bool
+    run: Callable[..., Result], arena: Arena, address: str, without: str
 ) -> None:
-    code = OUTCOME + textwrap.dedent(OWN_SERVER) % (REFUSED4, address, early, address)
-    got = told(run, code, "--resolver", address, "--allow", "*.example.com")
-    assert got[0] in ("ended", "ECONNRESET")
-    assert got[1] == "EPERM"
+    code = OUTCOME + textwrap.dedent(OWN_SERVER) % (REFUSED4, address, False, address)
+    words = ("--resolver", address, "--allow", "*.example.com", "--", *program(code))
+    asked, connected = run(*words, **of(arena.version(without))).told
+    if without:
+        assert (asked, connected) == ([REFUSED4], "connected")
+    else:
+        assert asked in ("ended", "ECONNRESET")
+        assert connected == "EPERM"
 
 
-def listening(instance: str) -> dict[int, tuple[int, int]]:
-    """Policy numbers whose workloads are led somewhere, and to which ports of the loopback."""
-    datapath = Datapath(place.find(instance).pins)
-    try:
-        rows = ((number, datapath["proxies"][number]) for number in range(1, 100))
-        return {
-            number: (int.from_bytes(bytes(row.port4), "big"), int.from_bytes(bytes(row.port6), "big"))
-            for number, row in rows
-            if bytes(row.port4) != bytes(2)
-        }
-    finally:
-        datapath.close()
+@pytest.mark.parametrize("address", ["127.0.0.53", "10.1.0.2"])
+def test_ATTACK_the_workload_answers_itself_before_it_is_asked(
+    run: Callable[..., Result], address: str
+) -> None:
+    code = OUTCOME + textwrap.dedent(OWN_SERVER) % (REFUSED4, address, True, address)
+    asked, connected = told(run, code, "--resolver", address, "--allow", "*.example.com")
+    assert asked in ("ended", "ECONNRESET")
+    assert connected == "EPERM"
+
+
+@pytest.mark.parametrize("without", [KNOWN, ""], ids=["weakened", "defended"])
+def test_ATTACK_somebody_takes_the_port_that_the_proxy_left(
+    lab: Lab, arena: Arena, running: Callable[..., Any], without: str
+) -> None:
+    """Else the questions, and the answers, would be theirs."""
+    code = f"""{OUTCOME}
+tell(ask_tcp("example.com"))
+input()
+tell(outcome_of(lambda: ask_tcp("example.com")))
+"""
+    thief = f"""
+        listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+        tell("ready")
+        s, _ = listener.accept()
+        asked = DNSRecord.parse(reply(s))
+        s.sendall(framed(answer("example.com", asked.header.id, {REFUSED4!r})))
+    """
+    version = arena.version(without)
+    with running(*ALLOW, *program(code), **of(version)) as process:
+        assert json.loads(process.stdout.readline()) == [SITE4]
+        port, _ = ports(version.instance)
+        process.kill()
+        process.wait(10)
+        taker = lab.pod.start(*program(thief), port, stdout=subprocess.PIPE)
+        try:
+            assert taker.stdout
+            assert taker.stdout.readline() == '"ready"\n'
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline()) == ([REFUSED4] if without else "EPERM")
+        finally:
+            end(taker)
+
+
+def ports(instance: str) -> tuple[int, int]:
+    """Of the loopback, to which the workloads of the newest policy number are led."""
+    proxies = contract().maps["proxies"]
+    table = Table(kernel.get(maps_folder(place.find(instance).pins) / "proxies"), proxies)
+    rows = [table[number] for number in range(1, 50)]
+    os.close(table.fd)
+    row = [row for row in rows if bytes(row.port4) != bytes(2)][-1]
+    return int.from_bytes(bytes(row.port4), "big"), int.from_bytes(bytes(row.port6), "big")
 
 
 def test_ATTACK_who_comes_to_the_proxy_without_being_led_is_refused(
@@ -331,20 +389,20 @@ def test_ATTACK_who_comes_to_the_proxy_without_being_led_is_refused(
         for line in sys.stdin:
             four, six = map(int, line.split())
             for address, port in (("127.0.0.1", four), ("::1", six)):
-                tell(turned_away(stream(address, port=port)))
+                tell(turned_away(lambda: stream(address, port=port)))
             led = stream()
             disconnect(led)  # it was led once, and goes there by itself now
-            led.connect(("127.0.0.1", four))
-            tell(turned_away(led))
+            tell(turned_away(lambda: led.connect(("127.0.0.1", four)) or led))
     """
     with running(*ALLOW, *program(code), instance=instance) as process:
         assert json.loads(process.stdout.readline()) == [SITE4]
-        ((four, six),) = listening(instance).values()
+        four, six = ports(instance)
         process.stdin.write(f"{four} {six}\n")
         process.stdin.flush()
         assert [json.loads(process.stdout.readline()) for _ in range(3)] == [True] * 3
-        stranger = f'tell(turned_away(stream("127.0.0.1", port={four})))'
-        assert json.loads(lab.pod.run(*program(stranger)).stdout) is True
+        stranger = f'tell(turned_away(lambda: stream("127.0.0.1", port={four})))'
+        done = lab.pod.run(*program(stranger))
+        assert done.stdout == "true\n", done.stderr
 
 
 @pytest.mark.parametrize(
