@@ -208,28 +208,43 @@ int outside(struct __sk_buff *skb)
 	return !found || found->policy == EXEMPT;
 }
 
-/* A message that the proxy has of a client (or for it) goes on in a stage. */
-static __always_inline int read_proxied(struct __sk_buff *skb, u32 next)
+/* Whose message it is that the proxy has, and where it begins; 0 where it is nobody's, or to nobody trusted. */
+static __always_inline u32 find_message(struct __sk_buff *skb, struct subject *who)
 {
 	struct packet p ALIGNED = {};
-	struct subject who = {};
 
 	skb->cb[CB_HOOK] = HOOK_PROXY;
-	if (!find_asker(skb, &who) || !who.policy || read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
-		return DROP;
-	if (!is_resolver(who.policy, p.tuple.remote, p.tuple.remote_port))
-		return DROP;
-	skb->cb[CB_OFFSET] = p.transport + TCP_HEADER;
-	stages.call(skb, next);
-	return DROP;
+	if (!find_asker(skb, who) || !who->policy || read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
+		return 0;
+	return is_resolver(who->policy, p.tuple.remote, p.tuple.remote_port) ? p.transport + TCP_HEADER : 0;
 }
 
 int inquire(struct __sk_buff *skb)
 {
-	return read_proxied(skb, STAGE_QUESTION);
+	struct subject who = {};
+
+	skb->cb[CB_OFFSET] = find_message(skb, &who);
+	if (skb->cb[CB_OFFSET])
+		stages.call(skb, STAGE_QUESTION);
+	return DROP;
 }
 
+/* DROP where it was not read: the proxy holds it back then. */
 int teach(struct __sk_buff *skb)
 {
-	return read_proxied(skb, STAGE_ANSWER);
+	struct subject who = {};
+	u32 offset = find_message(skb, &who);
+	struct slate *s = offset ? claim_slate(skb) : NULL;
+
+	if (!s) {
+		count(who.policy, ANSWER_BUSY);
+		return DROP;
+	}
+	if (load_message(skb, s, offset) || (s->message[2] & 0xf8) != 0x80 || !read_question(s)) {
+		count(who.policy, ANSWER_UNREADABLE);
+		return release_slate(skb);
+	}
+	s->question.workload = who.workload;
+	s->question.socket = 0;
+	return begin_answer(skb, s, &who);
 }

@@ -3,7 +3,7 @@
  *   egress   -> question -> ask                     what may be asked, and is kept (questions.h)
  *   ingress  -> answer [-> pattern] [-> alias] -> records -> grant
  *   resolver -> answer ...                          of a server on this host
- *   inquire  -> question ..., teach -> answer ...   of what came over TCP (proxy.h)
+ *   inquire  -> question ..., teach [-> pattern] ...   of what came over TCP (proxy.h)
  *
  * Rules this file obeys:
  *   - Stages hand on a slate (learn.h); whichever does not call the next one releases it.
@@ -18,14 +18,6 @@ static __always_inline void turn(struct tuple *to, const struct tuple *from)
 	set_service(to, *(const u32 *)from->local_port, from->protocol, 0);
 }
 
-/* The proxy has asked it itself: it is nobody's but the workload's that the proxy names. */
-static __always_inline enum reason proxied_question(struct __sk_buff *skb, struct slate *s)
-{
-	s->question.workload = workload_of(skb);
-	s->question.socket = 0;
-	return NONE;
-}
-
 /* Somebody wants what the records say, or they are told all the same. */
 static __always_inline int read_on(struct __sk_buff *skb, struct slate *s, const struct subject *who)
 {
@@ -34,47 +26,52 @@ static __always_inline int read_on(struct __sk_buff *skb, struct slate *s, const
 	return release_slate(skb);
 }
 
-int answer(struct __sk_buff *skb)
+/* What an answer to a question that was asked has to say. */
+static __always_inline int begin_answer(struct __sk_buff *skb, struct slate *s, const struct subject *who)
 {
-	struct subject who = {};
-	struct packet p ALIGNED = {};
-	struct tuple client ALIGNED = {};
-	struct slate *s = claim_slate(skb);
-	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER, proxied = skb->cb[CB_HOOK] == HOOK_PROXY;
-	enum reason wrong = ANSWER_UNREADABLE;
-
-	if (!outbound)
-		find_asker(skb, &who);
-	if (!s) {
-		count(who.policy, ANSWER_BUSY);
-		return proxied ? DROP : PASS;    /* the proxy holds what was not read */
-	}
-	if (read_packet(skb, &p, outbound || proxied))
-		return release_slate(skb);
-	if (outbound)
-		turn(&client, &p.tuple);
-	if (!load_message(skb, s, skb->cb[CB_OFFSET]) && (s->message[2] & 0xf8) == 0x80 && read_question(s))
-		wrong = proxied ? proxied_question(skb, s) :
-				  take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
-	if (!wrong && (!asker(s, &who) || (outbound && !is_resolver(who.policy, client.remote, client.remote_port))))
-		wrong = ANSWER_UNASKED;
-	if (wrong) {
-		count(who.policy, wrong);
-		return release_slate(skb);
-	}
 	s->wants = 0;
 	s->cluster = 0;
 	if (!begin_records(s))
 		return release_slate(skb);
 	if (!s->odd) {
 		s->cluster = domains.lookup(name_key_of(s, 0, s->text_length)) != NULL;
-		add_peers(s, find_name(s, who.policy, s->text_length));
-		if (who.flags & PATTERNS)
+		add_peers(s, find_name(s, who->policy, s->text_length));
+		if (who->flags & PATTERNS)
 			stages.call(skb, STAGE_PATTERNS);
 		if (begins_with_alias(s))
 			stages.call(skb, STAGE_ALIAS);
 	}
-	return read_on(skb, s, &who);
+	return read_on(skb, s, who);
+}
+
+int answer(struct __sk_buff *skb)
+{
+	struct subject who = {};
+	struct packet p ALIGNED = {};
+	struct tuple client ALIGNED = {};
+	struct slate *s = claim_slate(skb);
+	int outbound = skb->cb[CB_HOOK] == HOOK_RESOLVER;
+	enum reason wrong = ANSWER_UNREADABLE;
+
+	if (!outbound)
+		find_workload(skb, &who);
+	if (!s) {
+		count(who.policy, ANSWER_BUSY);
+		return PASS;
+	}
+	if (read_packet(skb, &p, outbound))
+		return release_slate(skb);
+	if (outbound)
+		turn(&client, &p.tuple);
+	if (!load_message(skb, s, skb->cb[CB_OFFSET]) && (s->message[2] & 0xf8) == 0x80 && read_question(s))
+		wrong = take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
+	if (!wrong && (!asker(s, &who) || (outbound && !is_resolver(who.policy, client.remote, client.remote_port))))
+		wrong = ANSWER_UNASKED;
+	if (wrong) {
+		count(who.policy, wrong);
+		return release_slate(skb);
+	}
+	return begin_answer(skb, s, &who);
 }
 
 int pattern(struct __sk_buff *skb)

@@ -376,7 +376,7 @@ def ports(instance: str) -> tuple[int, int]:
     table = Table(kernel.get(maps_folder(place.find(instance).pins) / "proxies"), proxies)
     rows = [table[number] for number in range(1, 50)]
     os.close(table.fd)
-    row = [row for row in rows if row.netns][-1]
+    row = [row for row in rows if bytes(row.port4) != bytes(2)][-1]
     return int.from_bytes(bytes(row.port4), "big"), int.from_bytes(bytes(row.port6), "big")
 
 
