@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.apiserver import KubectlError
 from tests.cluster.node import images
 from tests.cluster.node.machine import CHECKOUT, Node
 from tests.cluster.node.prepare import IMAGE, kernel, programs
+
+TOLD = (
+    ("get", "pods", "-A"),
+    ("logs", "-n", "skouter-system", "-l", "app.kubernetes.io/name=skouter", "--tail=50"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +33,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with Node(tmp_path_factory.mktemp("node"), programs("node"), kernel(), put) as running:
         running.api.kubectl("apply", "-f", CHECKOUT / "tests" / "cluster" / "node" / "coredns.yaml")
         yield running
+        for words in TOLD:
+            with suppress(KubectlError):
+                print(running.api.kubectl(*words))
         subprocess.run(["tail", "-n", "60", running.console], check=False)

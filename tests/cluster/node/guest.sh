@@ -1,8 +1,8 @@
 #!/bin/sh
 # guest.sh FOLDER: in the guest, as its only session: a node of Kubernetes, until the machine is ended.
 #
-# FOLDER is the host's, read-only: kubeconfig, kubelet.yaml, containerd.toml, cni.conflist, network (lines for
-# `ip -batch`), bin/ and images/*.tar. Programs that are not in bin/ are Debian's, from the shared root.
+# FOLDER is the host's, read-only: kubeconfig, kubelet.yaml, containerd.toml and .tar (unpack.sh), cni.conflist,
+# network (lines for `ip -batch`) and bin/. Programs that are not in bin/ are Debian's, from the shared root.
 set -eu
 folder=$1
 export PATH=$folder/bin:$PATH
@@ -26,11 +26,9 @@ sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
 mkdir -p /etc/cni/net.d
 cp "$folder/cni.conflist" /etc/cni/net.d/1.conflist
 
+tar --extract --file "$folder/containerd.tar" --directory /var/lib/containerd --xattrs --xattrs-include='*'
 containerd -c "$folder/containerd.toml" >/run/containerd.log 2>&1 &
 until ctr version >/dev/null 2>&1; do sleep 0.3; done
-for image in "$folder"/images/*.tar; do
-	ctr -n k8s.io images import "$image" >/dev/null
-done
 say containerd
 kubelet --config "$folder/kubelet.yaml" --kubeconfig "$folder/kubeconfig" --hostname-override node \
 	--node-ip 10.0.2.15 >/run/kubelet.log 2>&1 &

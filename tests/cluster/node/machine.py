@@ -169,6 +169,8 @@ class Node:
     def _lay(self, programs: Path, images: Callable[[Path], None]) -> None:
         (self.folder / "images").mkdir()
         images(self.folder / "images")
+        unpack = ("sh", HERE / "unpack.sh", self.folder / "images", self.folder / "containerd.tar")
+        subprocess.run(["unshare", "--mount", *unpack], check=True)
         (self.folder / "bin").symlink_to(programs)
         self.api.write_kubeconfig(self.folder / "kubeconfig", self.api.token)
         (self.folder / "kubelet.yaml").write_text(json.dumps(KUBELET))

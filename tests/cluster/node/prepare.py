@@ -1,8 +1,12 @@
-"""`python -m tests.cluster.node.prepare`: fetches and builds what the tests of a node need from outside."""
+"""`python -m tests.cluster.node.prepare`: fetches and builds what the tests of a node need from outside.
+
+BASE and IMAGE_OPTIONS are those of `make image`.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -28,7 +32,8 @@ def main() -> None:
         programs(name)
     kernels.fetch(SUITE, KERNELS)
     env = {**os.environ, "BASE": os.environ.get("BASE", "debootstrap")}
-    subprocess.run([CHECKOUT / "deploy" / "build-image"], env=env, check=True)
+    options = shlex.split(env.get("IMAGE_OPTIONS", ""))
+    subprocess.run([CHECKOUT / "deploy" / "build-image", *options], env=env, check=True)
 
 
 if __name__ == "__main__":
