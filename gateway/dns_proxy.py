@@ -178,6 +178,8 @@ class _Session:
             self.end("too slow")
         except _EndError as error:
             self.end(str(error))
+        except Exception as error:  # a fault of ours: what somebody sends must not end the agent
+            self.end(f"fault: {type(error).__name__}")
 
     # ---- From the client
 

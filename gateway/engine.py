@@ -25,7 +25,7 @@ from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
 from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
-from gateway.link_programs import LinkPrograms
+from gateway.link_programs import replace_on_links
 from gateway.links import Links
 from gateway.numbers import Numbers, Options, Written, describe_policy, differ
 from gateway.policy import Policy
@@ -90,7 +90,7 @@ class Engine:
         with locked(where):
             place.ensure_bpffs(where)
             self.datapath: Datapath = versions.bring_up(
-                where.pins, where.run, (where.cgroup, where.hierarchy), links=self._replace_on_links
+                where.pins, where.run, (where.cgroup, where.hierarchy), links=replace_on_links
             )
             self.numbers = Numbers(self.datapath)
             self.homes = Homes(self.datapath)
@@ -109,9 +109,6 @@ class Engine:
         """Lets go of descriptors; enforcement goes on."""
         self.numbers.close()
         self.datapath.close()
-
-    def _replace_on_links(self, loaded: Datapath) -> None:
-        LinkPrograms(self.where.pins).replace_all(loaded.for_links)
 
     def _attach(self, host: bool) -> None:
         """To the hierarchy or to our cgroup, never to both for long: a packet would be judged twice."""
@@ -353,13 +350,9 @@ class Engine:
     def _end_withdrawn(self, held: Held) -> list[str]:
         from gateway.open_sockets import end_withdrawn  # late: few commands change anything
 
-        return end_withdrawn(self.datapath, held.number, self._below(held), self._processes(held))
-
-    def _below(self, held: Held) -> set[int]:
-        return set[int]().union(*(cgroups.ids_below(path) for path in held.cgroups))
-
-    def _processes(self, held: Held) -> list[int]:
-        return sorted(set[int]().union(*(cgroups.processes_below(path) for path in held.cgroups)))
+        ids = set[int]().union(*(cgroups.ids_below(path) for path in held.cgroups))
+        pids = set[int]().union(*(cgroups.processes_below(path) for path in held.cgroups))
+        return end_withdrawn(self.datapath, held.number, ids, sorted(pids))
 
     # ---- Records
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bpf import kernel
-from bpf.datapath import identities, program_by_id
+from bpf.datapath import Datapath, identities, program_by_id
 from bpf.load import LINK_HOOKS
 from routing import netlink
 
@@ -154,6 +154,11 @@ class LinkPrograms:
         for each in mine:
             netlink.remove_filter(index, CLSACT[name], each.preference)
         return bool(mine)
+
+
+def replace_on_links(loaded: Datapath) -> None:
+    """The programs of a version that takes over, in the place of all others that are pinned beside them."""
+    LinkPrograms(loaded.root).replace_all(loaded.for_links)
 
 
 def _called(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import time
+from contextlib import suppress
 
 import pytest
 from dnslib import AAAA, CNAME, QTYPE, RR, A, DNSRecord
@@ -128,6 +129,21 @@ def test_an_answer_that_says_it_is_truncated_may_end_early() -> None:
 def test_errors_teach_nothing(head: bytes) -> None:
     message = answer(*addresses(70))
     assert dns.divided(message[:2] + head + message[4:]) == []
+
+
+def test_nothing_that_may_come_is_an_error_of_another_kind() -> None:
+    r = random.Random(1)
+    whole = answer(RR("www.example.com", QTYPE.CNAME, rdata=CNAME("www")), *addresses(70))
+    for _ in range(5000):
+        message = bytearray(r.choice((ASKED, whole, r.randbytes(r.randint(12, 80)))))
+        for _ in range(r.randint(0, 6)):
+            message[r.randrange(len(message))] = r.choice((0, 1, 12, 0x3F, 0xC0, 0xFF, r.randrange(256)))
+        sample = bytes(message[: r.randint(12, len(message))] if r.random() < 0.3 else message)
+        dns.refusal(sample)
+        if asked := dns.question_of(sample):
+            assert len(asked.key[1]) == len(asked.text)
+        with suppress(dns.BrokenMessageError):
+            dns.divided(sample)
 
 
 def test_no_nonsense_of_64_KiB_takes_long() -> None:

@@ -32,6 +32,7 @@ class Kernel:
     refused: bytes = b"\x07refused"
     trusts: bool = True
     learns: bool = True
+    fails: bool = False
     taught: list[bytes] = field(default_factory=list)
 
     def stands(self, _asker: Asker) -> bool:
@@ -44,6 +45,8 @@ class Kernel:
         return self.refused not in message
 
     def teach(self, _asker: Asker, message: bytes) -> bool:
+        if self.fails:
+            raise KeyError("a fault")
         self.taught.append(message)
         return self.learns
 
@@ -291,6 +294,19 @@ def test_who_asks_and_says_no_more_is_answered_all_the_same() -> None:
             await client.stream.send_eof()
             assert await client.answer() == reply(asked)
             assert await client.answer() is None
+
+    trio.run(main)
+
+
+def test_a_fault_of_ours_ends_the_connection_that_met_it_and_no_other() -> None:
+    async def main() -> None:
+        async with world(echo, kernel=Kernel(fails=True)) as w:
+            other, client = await w.client(), await w.client()
+            await client.ask(question("www.example.com", 7))
+            assert await client.answer() is None
+            await other.ask(question("refused.example.com", 7))
+            assert await other.answer()
+            assert w.proxy.numbers.errors["fault: KeyError"] == 1
 
     trio.run(main)
 
