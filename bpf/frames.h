@@ -20,11 +20,11 @@ struct arp {
 
 static __always_inline int has_its_mac(struct __sk_buff *skb, const u8 *mac)
 {
-	u32 words[2] = {};
+	u8 *head = (void *)(long)skb->data;
 
-	if (bpf_skb_load_bytes(skb, 6, words, 6))
+	if ((void *)(long)skb->data_end < (void *)head + L2)
 		return 0;
-	return words[0] == *(const u32 *)mac && (u16)words[1] == *(const u16 *)(mac + 4);
+	return *(u32 *)(head + 6) == *(const u32 *)mac && *(u16 *)(head + 10) == *(const u16 *)(mac + 4);
 }
 
 /* A request or an answer, of its own MAC and address; a probe has none yet. */

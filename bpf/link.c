@@ -88,28 +88,31 @@ static __always_inline void keep_end(struct subject *who, const struct socket *s
 	keep(who, &flow);
 }
 
-static __always_inline enum reason ask_table(struct subject *who, const struct tuple *t)
+static __always_inline enum reason ask_table(struct flow *flow, struct subject *who, const struct tuple *t)
 {
-	struct flow flow ALIGNED;
 	enum reason reason;
+	u32 generation, state;
 
 	who->socket = link_owner(who);
-	if (!recall(&flow, who, t))
+	if (!recall(flow, who, t))
 		return NONE;
-	reason = ask_flow(&flow, who, t);
-	keep(who, &flow);
+	generation = flow->generation;
+	state = flow->state;
+	reason = ask_flow(flow, who, t);
+	if (flow->generation != generation || flow->state != state)
+		keep(who, flow);
 	return reason;
 }
 
 /* Of the kernel's own, of AF_PACKET and of whoever has no socket here. */
 static __always_inline enum reason judge_alone(struct __sk_buff *skb, struct subject *who, const struct packet *p)
 {
-	struct flow flow ALIGNED = {};
+	struct flow flow ALIGNED;
 	enum reason reason;
 
 	if (is_icmp_error(p))                                                 /* 2 */
 		return read_quote(skb, who, p);
-	reason = ask_table(who, &p->tuple);                                   /* 3 */
+	reason = ask_table(&flow, who, &p->tuple);                            /* 3 */
 	if (reason)
 		return reason;
 	if (came_in(who, &p->tuple))                                          /* 4 */
@@ -118,6 +121,8 @@ static __always_inline enum reason judge_alone(struct __sk_buff *skb, struct sub
 		return NEIGHBOUR;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
 	if (reason == ALLOWED) {
+		flow.pad = 0;
+		flow.seal = 0;
 		__builtin_memcpy(&flow.tuple, &p->tuple, sizeof(flow.tuple));
 		set_flow(&flow, who, ALLOWED);
 		keep(who, &flow);

@@ -111,7 +111,7 @@ def bring_up(
             # One that nobody can read may still filter: its programs go when ours are attached.
             useless = one is not before and (one.contract is not None or not is_attached(one, cgroups))
         if useless and one is mine:
-            remove(one, run, cgroups)
+            set_aside(one, cgroups)
         elif useless:
             left_over.append(one)
     keep_text(run)
@@ -124,6 +124,8 @@ def bring_up(
         left_over.append(before)
     for one in left_over:
         remove(one, run, cgroups)
+    for folder in (*root.glob("programs-*-aside"), *root.glob("aside-maps-*")):
+        shutil.rmtree(folder)
     return loaded
 
 
@@ -173,6 +175,22 @@ def remove(layout: Layout, run: Path, cgroups: Sequence[Path]) -> None:
     _detach_and_unpin(layout.programs(), cgroups)
     shutil.rmtree(layout.folder, ignore_errors=True)
     _text(run, layout.name).unlink(missing_ok=True)
+
+
+def set_aside(layout: Layout, cgroups: Sequence[Path]) -> None:
+    """Makes room for maps of the same layout. A crash may have left its programs on links: these go on until
+    they are replaced, over all their maps, and are known by their pins."""
+    programs = layout.programs()
+    for cgroup in cgroups:
+        detach_programs(cgroup, programs.keys())
+    for folder in {path.parent for path in programs.values()}:
+        _rename(folder, folder.with_name(f"{folder.name}-aside"))
+    _rename(layout.folder, layout.folder.with_name(f"aside-{layout.folder.name}"))
+
+
+def _rename(folder: Path, name: Path) -> None:
+    shutil.rmtree(name, ignore_errors=True)
+    folder.rename(name)
 
 
 def _detach_and_unpin(programs: dict[int, Path], cgroups: Sequence[Path]) -> None:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from tests.bench import dns_over_tcp, traffic, verdicts
+from tests.bench import dns_over_tcp, links, traffic, verdicts
 
 OUT = Path("build") / "bench.md"
 
@@ -27,6 +27,13 @@ def main() -> None:
             witness = f"A/A {again:.3f}" + ("" if 0.97 <= again <= 1.03 else ": void")
             rows.append((f"{kind}, filtered / unfiltered", f"{filtered:.3f}", witness, aim))
         instructions = verdicts.verified(bench.d)
+        say("links")
+        found = links.costs(bench)
+        alone, empty = found.pop("of AF_PACKET"), found["empty program"]
+        rows += verdict_rows(found, "on a link", "4")
+        rows.append(
+            ("on a link, of AF_PACKET / empty", f"{alone / empty:.1f}", f"{alone:.0f} ns", "reported")
+        )
     with verdicts.laid(("-DBENCH",)) as bench:
         say("verdicts, first packets")
         rows += verdict_rows(verdicts.costs(bench), "first packet", "8")

@@ -6,15 +6,19 @@ The attacks are in test_link_attacks.py.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bpf import kernel
+from bpf.compile import INSTRUCTION
+from bpf.load import LINK, LINK_HOOKS
 from gateway.room import Room
 from tests.kernel import packets as p
-from tests.kernel.bench import SECOND, now
+from tests.kernel.bench import SECOND, Namespace, now
 from tests.kernel.link_lab import (
     ANY,
     FAMILY,
@@ -261,3 +265,25 @@ def test_of_a_workload_that_ended_its_link_keeps_no_row(w: World) -> None:
     assert all(any(w.b.d[name].raw_keys()) for name in written)
     Room(w.b.d).forget(w.number)
     assert not any(any(w.b.d[name].raw_keys()) for name in written)
+
+
+def test_the_link_s_programs_come_first_and_are_replaced_in_place(w: World) -> None:
+    """Those of other tools stay, in their order."""
+    pass_on = INSTRUCTION.pack(0xB7, 0, 0, -1) + INSTRUCTION.pack(0x95, 0, 0, 0)
+    made = [kernel.load_program(f"test{i}", pass_on, LINK, 0) for i in range(3)]
+    theirs, ours, new = (int(kernel.program_info(fd).id) for fd in made)
+    other = Namespace()
+    other.ip("link add one type veth peer name two")
+    with other.entered():
+        for hook in LINK_HOOKS.values():
+            index = socket.if_nametoindex("one")
+            kernel.attach_to_link(made[0], index, hook)
+            kernel.attach_to_link(made[1], index, hook)
+            assert kernel.attached(index, hook) == [ours, theirs]
+            kernel.attach_to_link(made[2], index, hook, replaced=made[1])
+            assert kernel.attached(index, hook) == [new, theirs]
+            kernel.detach(made[2], index, hook)
+            assert kernel.attached(index, hook) == [theirs]
+    other.close()
+    for fd in made:
+        os.close(fd)

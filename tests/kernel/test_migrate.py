@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,9 @@ class Place:
         self.root, self.run, self.cgroup, self.other = BPFFS / name, run, cgroup_root / name, other
         self.cgroup.mkdir()
 
-    def mine(self) -> Datapath:
+    def mine(self, links: Callable[[Datapath], None] = lambda _: None) -> Datapath:
         """This version starts."""
-        return versions.bring_up(self.root, self.run, [self.cgroup])
+        return versions.bring_up(self.root, self.run, [self.cgroup], links=links)
 
     def theirs(self, folder: Path | None = None, fatal: str = "", turn: int = 0) -> tuple[int, str]:
         """The other version starts, and dies at the given turn of a call."""
@@ -542,6 +542,35 @@ def test_another_text_over_the_same_maps_replaces_the_programs_and_their_pins(
     place.check_tidy()
     assert contents(loaded) == before
     loaded.close()
+
+
+@pytest.mark.parametrize("moment", [None, "both decide, the old one not yet told", "the programs differ"])
+def test_links_are_given_new_programs_when_these_decide_and_the_older_ones_are_still_known(
+    moment: str | None, filled: tuple[Place, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Where the older ones are unpinned nobody can tell any more that they are ours."""
+    place, _ = filled
+    text = variant(
+        tmp_path / "text", {"bpf/cgroup.c": [("#include <linux/ip.h>", "/* */\n#include <linux/ip.h>")]}
+    )
+    assert (
+        place.theirs(text if moment == "the programs differ" else None, *MOMENTS.get(moment or "", ()))[0]
+        <= 0
+    )
+    older = datapath.pinned_programs(place.root, "link_ingress")
+    mine: set[int] = set()
+    asked: list[set[int]] = []
+
+    def links(loaded: Datapath) -> None:
+        assert contract().layout in [one.name for one in place.deciding()]
+        assert loaded["settings"][0].shadow == 0
+        mine.add(int(kernel.program_info(loaded.programs["link_ingress"]).id))
+        asked.append(datapath.pinned_programs(place.root, "link_ingress"))
+
+    place.mine(links).close()
+    assert asked == [older | mine]
+    assert older - mine
+    place.check_tidy()
 
 
 def test_maps_whose_contract_is_lost_are_left_alone_as_long_as_they_filter(
