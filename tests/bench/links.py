@@ -29,7 +29,7 @@ def costs(bench: Bench) -> dict[str, float]:
     lab, folder = Lab(), bench.cgroup.parent
     bench.d.attach(folder)
     world = World(bench, bench.cgroup, lab)
-    empty, link = kernel.load_program("empty", EMPTY, LINK, 0), bench.d.programs["link_ingress"]
+    empty, link = kernel.load_program("empty", EMPTY, LINK, 0), bench.d.for_links()["link_ingress"]
     found: dict[str, list[float]] = {}
     with world.open, timed():
         for version in (4, 6):

@@ -557,15 +557,15 @@ def test_links_are_given_new_programs_when_these_decide_and_the_older_ones_are_s
         place.theirs(text if moment == "the programs differ" else None, *MOMENTS.get(moment or "", ()))[0]
         <= 0
     )
-    older = datapath.pinned_programs(place.root, "link_ingress")
+    older = datapath.pinned_programs(place.root, "egress")
     mine: set[int] = set()
     asked: list[set[int]] = []
 
     def links(loaded: Datapath) -> None:
         assert contract().layout in [one.name for one in place.deciding()]
         assert loaded["settings"][0].shadow == 0
-        mine.add(int(kernel.program_info(loaded.programs["link_ingress"]).id))
-        asked.append(datapath.pinned_programs(place.root, "link_ingress"))
+        mine.add(int(kernel.program_info(loaded.programs["egress"]).id))
+        asked.append(datapath.pinned_programs(place.root, "egress"))
 
     place.mine(links).close()
     assert asked == [older | mine]
