@@ -221,9 +221,11 @@ def test_an_agent_says_how_it_is_and_frees_its_node(
     with node.agent("--health", socket, "--startup-taint"):
         wait_for(lambda: is_ready(socket), "the agent")
         assert ask(str(socket), "/livez") == (200, "ok\n")
+        wait_for(
+            lambda: "skouter_api_connected 1.0" in ask(str(socket), "/metrics")[1], "every watch to be open"
+        )
         answered, text = ask(str(socket), "/metrics")
         assert answered == 200
-        assert "skouter_api_connected 1.0" in text
         assert 'skouter_workloads{state="held"}' in text
         assert 'skouter_api_total{what="requests"}' in text
         wait_for(lambda: "taints" not in json.loads(read(api, node))["spec"], "the node without its taint")
@@ -235,7 +237,8 @@ def test_the_status_of_one_pod_is_that_of_its_group(node: Kubelet, api: ApiServe
         node.run(node.create(name, {"app": name}, space))
     with node.agent():
         wait_for(
-            lambda: "closed until" not in str(node.groups()) and len(node.groups()) >= 2, "both pods held"
+            lambda: {node.groups().get(f"{space}/{name}", "")[:5] for name in ("web", "api")} == {"pods-"},
+            "both pods held",
         )
         whole = node.status()
         found = status.only(whole, f"{space}/web")

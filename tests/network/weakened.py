@@ -11,7 +11,10 @@ from tests.variants import Edits
 
 CONNECT_JUDGES = (
     "bpf/cgroup.c",
-    ("\tif (passes(reason))\n\t\treturn PASS;", "\tif (passes(reason) || who.policy)\n\t\treturn PASS;"),
+    (
+        "\tif (!passes(reason))\n\t\treturn conclude(ctx",
+        "\tif (!passes(reason) && !who.policy)\n\t\treturn conclude(ctx",
+    ),
 )
 
 
@@ -54,8 +57,8 @@ WEAKENED: dict[str, Edits] = {
         (
             "bpf/cgroup.c",
             (
-                "\treason = judge(who, &p->tuple);",
-                f"\tif ({NEITHER})\n\t\treturn ALLOWED;\n\treason = judge(who, &p->tuple);",
+                "\treason = judge(who, &asked);",
+                f"\tif ({NEITHER})\n\t\treturn ALLOWED;\n\treason = judge(who, &asked);",
             ),
         ),
         ("bpf/cgroup.c", ("HOUSEKEEPING : ICMP_ERROR;", "HOUSEKEEPING : HOUSEKEEPING;")),
