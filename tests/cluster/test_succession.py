@@ -237,7 +237,9 @@ def test_the_status_of_one_pod_is_that_of_its_group(node: Kubelet, api: ApiServe
         node.run(node.create(name, {"app": name}, space))
     with node.agent():
         wait_for(
-            lambda: {node.groups().get(f"{space}/{name}", "")[:5] for name in ("web", "api")} == {"pods-"},
+            lambda: (
+                {node.groups().get(f"pod {space}/{name}", "")[:5] for name in ("web", "api")} == {"pods-"}
+            ),
             "both pods held",
         )
         whole = node.status()
