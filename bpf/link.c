@@ -149,6 +149,16 @@ static __always_inline enum reason unread_piece(const struct subject *who, const
 	return reason == RESOLVER && p->piece && (who->flags & ONLY_ALLOWED_NAMES) ? QUESTION_UNREADABLE : reason;
 }
 
+/* A connection that a server on this host had before anybody held the workload is not the proxy's: nobody would
+ * read it. What the proxy accepts is marked as its listener is; one that is about to be accepted can't be told. */
+static __always_inline int is_of_proxy(struct bpf_sock *sk)
+{
+	struct bpf_sock *full = bpf_sk_fullsock(sk);
+	struct socket *s = full ? sockets.sk_storage_get(full, 0, 0) : NULL;
+
+	return !full || (s && s->listener);
+}
+
 /* The proxy's socket for this connection, or its listener. */
 static __always_inline struct bpf_sock *proxy_of(struct __sk_buff *skb, const struct packet *p)
 {
@@ -172,6 +182,10 @@ static __always_inline struct bpf_sock *proxy_of(struct __sk_buff *skb, const st
 	if (sk && (sk->state == TCP_STATE_LISTEN || (sk->state == TCP_STATE_TIME_WAIT && (p->tcp_flags & TCP_SYN)))) {
 		bpf_sk_release(sk);
 		sk = NULL;
+	}
+	if (sk && !is_of_proxy(sk)) {
+		bpf_sk_release(sk);
+		return NULL;
 	}
 	return sk ? sk : (struct bpf_sock *)listeners.lookup(&ipv6);
 }
@@ -265,6 +279,8 @@ static __always_inline int judge_frame(struct __sk_buff *skb, const u8 *mac, str
 		reason = VLAN_TAG;
 	else if (!has_its_mac(skb, mac))
 		reason = SPOOFED;
+	else if (!s && is_unfinished(skb))
+		reason = UNREADABLE;
 	else if (skb->protocol == bpf_htons(ARP))
 		reason = read_arp(skb, who, mac);
 	else if (skb->protocol != bpf_htons(IPV4) && skb->protocol != bpf_htons(IPV6))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from dnslib.buffer import BufferError as TooShortError
 from dnslib.dns import DNSHeader
-from dnslib.label import DNSBuffer, DNSLabel
+from dnslib.label import DNSBuffer
 
 HEADER, NAME_WIRE, POINTER = 12, 255, 0xC0
 ADDRESS_BYTES = {1: 4, 28: 16}  # A and AAAA
@@ -152,7 +152,7 @@ def _read(message: bytes, question: Question) -> _Reading:
 def _read_record(
     reading: _Reading, buffer: _Buffer, question: Question, number: int, is_answer: bool
 ) -> None:
-    owner = buffer.decode_name()
+    owner = buffer.pass_name()
     kind, group, ttl, length = buffer.unpack("!HHIH")
     if length > buffer.remaining():
         raise TooShortError("the data of a record")
@@ -160,47 +160,72 @@ def _read_record(
         raise BrokenMessageError("data of a wrong length")
     if kind == CNAME:
         end = buffer.offset + length
-        target = buffer.decode_name()
+        target = buffer.pass_name()
         if buffer.offset != end:
             raise BrokenMessageError("a name of a wrong length")
         reading.has_alias = True
-        if not number and is_answer and group == IN and _wire(owner).lower() == question.text[:-4].lower():
-            reading.alias = _record(CNAME, ttl, _wire(target))
+        is_first = not number and is_answer and group == IN
+        if is_first and buffer.name_at(owner).lower() == question.text[:-4].lower():
+            reading.alias = _record(CNAME, ttl, buffer.name_at(target))
         return
     data = buffer.get(length)
     if is_answer and kind in ADDRESS_BYTES and group == IN:
         reading.addresses.append(_record(kind, ttl, data))
 
 
-def _wire(name: DNSLabel) -> bytes:
-    return b"".join(bytes([len(label)]) + label for label in name.label) + b"\0"
-
-
 class _Buffer(DNSBuffer):  # type: ignore[misc]
-    """dnslib's, but as strict about names as the kernel is, and without its recursion."""
+    """dnslib's, but as strict about names as the kernel is, without its recursion, and each byte of a name is
+    looked at once, however many pointers lead to it."""
 
     offset: int
 
-    def decode_name(self, _last: int = -1) -> DNSLabel:
-        labels, size, behind, hops = [], 1, 0, 0
-        while True:
-            at = self.offset
-            (length,) = self.unpack("!B")
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._known: dict[int, tuple[int, int, int]] = {}  # offset of a name: its size, pointers and end
+
+    def pass_name(self) -> int:
+        """Moves behind a name, which may lie elsewhere; where it began."""
+        start = at = self.offset
+        passed: list[tuple[int, int]] = []  # offsets, and how much longer the name is there
+        while at not in self._known:
+            length = self._byte(at)
             if length >= POINTER:
-                self.offset = at
-                target = self.unpack("!H")[0] & 0x3FFF
-                hops += 1
-                if not HEADER <= target < at or hops > HOPS:
+                target = (length & 0x3F) << 8 | self._byte(at + 1)
+                if not HEADER <= target < at or len(passed) > NAME_WIRE:
                     raise BrokenMessageError("a pointer that leads nowhere")
-                behind = behind or self.offset
-                self.offset = target
+                passed.append((at, 0))
+                at = target
             elif length >= 64:
                 raise BrokenMessageError("a label of an unknown kind")
             elif length:
-                labels.append(self.get(length))
-                size += 1 + length
-                if size > NAME_WIRE or not labels[-1].isascii():
-                    raise BrokenMessageError("a name too long, or not of ASCII")
+                self._byte(at + length)
+                if not self.data[at + 1 : at + 1 + length].isascii():
+                    raise BrokenMessageError("a name that is not of ASCII")
+                passed.append((at, 1 + length))
+                at += 1 + length
             else:
-                self.offset = behind or self.offset
-                return DNSLabel(labels)
+                self._known[at] = 1, 0, at + 1
+        size, pointers, end = self._known[at]
+        for offset, more in reversed(passed):
+            size, pointers, end = size + more, pointers + (not more), end if more else offset + 2
+            if size > NAME_WIRE or pointers > HOPS:
+                raise BrokenMessageError("a name too long")
+            self._known[offset] = size, pointers, end
+        self.offset = end
+        return start
+
+    def name_at(self, at: int) -> bytes:
+        """One that was passed, written out."""
+        name = b""
+        while length := self.data[at]:
+            if length >= POINTER:
+                at = (length & 0x3F) << 8 | self.data[at + 1]
+            else:
+                name += self.data[at : at + 1 + length]
+                at += 1 + length
+        return name + b"\0"
+
+    def _byte(self, at: int) -> int:
+        if at >= len(self.data):
+            raise TooShortError("a name")
+        return int(self.data[at])

@@ -201,10 +201,10 @@ class _Session:
             await self._answer(dns.refusal(message))
             return
         question = dns.question_of(message) if dns.is_query(message) else None
-        while len(self.open) >= self.limits.open:
+        key = question.key if question else (dns.id_of(message), UNREAD)
+        while len(self.open) >= self.limits.open or key in self.open:
             await self._wait_for_answer()
-        learns = question is not None and not question.is_transfer
-        self.open[question.key if question else (dns.id_of(message), UNREAD)] = learns
+        self.open[key] = question is not None and not question.is_transfer
         with trio.fail_after(self.limits.message):
             await (self.server or await self._reach_server()).send_all(_framed(message))
 

@@ -156,6 +156,7 @@ def _transparent(datapath: Datapath) -> dict[int, socket.socket]:
             made.setsockopt(level, option, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(held.mark_mask) & ~int(held.mark))
             made.bind((address, 0))
+            datapath["sockets"][made.fileno()] = {"listener": 1}
             made.listen(BACKLOG)
             found[family] = made
     return found

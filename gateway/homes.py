@@ -19,6 +19,8 @@ from bpf.events import pack_address
 from routing import own
 from routing.own import Home
 
+MOST = 256  # addresses of a home that is not ours
+
 
 class Homes:
     """All network namespaces of one kernel half."""
@@ -30,7 +32,7 @@ class Homes:
     def enter(self, workload: int, number: int, home: Home) -> None:
         """A workload is held to a policy's number, and lives in `home`: its row is written once, whole."""
         rows, table = self.datapath["workloads"], self.datapath["own"]
-        for address in home.own if home.id else ():
+        for address in self._asked_for(home):
             table[pack_address(address), home.id] = 1
             self._of(home.id).add(pack_address(address))
         before = rows.get(workload)
@@ -39,6 +41,10 @@ class Homes:
         rows[workload] = (number, _flags(home, self._here) | linked, home.id)
         if before is not None and int(before.home) != home.id:
             self.leave({int(before.home)})
+
+    def _asked_for(self, home: Home) -> tuple[own.Address, ...]:
+        """Those that get a row: a pod that may give itself addresses must not fill the table of all."""
+        return () if not home.id else home.own if home.id == self._here else home.own[:MOST]
 
     def settle(self, home: Home) -> None:
         """Forgets what is no address of it any more. Only for who has just looked and hears of changes: else

@@ -19,6 +19,7 @@ from bpf.contract import contract
 from bpf.datapath import Datapath
 from gateway.link_programs import LinkPrograms
 from routing import steering
+from routing.interfaces import interface
 from routing.links import Link, Ways
 from routing.steering import Marks
 
@@ -78,7 +79,11 @@ class Links:
             self._programs()  # the first link has them made, and pinned
         self._ours = self.on.pinned()
         meant = {link.index for ways in wanted.values() for link in ways.links}
-        over = {index for index, one in self._rows().items() if one in wanted and index not in meant}
+        over = {  # what is merely not seen there any more may still lead here
+            index
+            for index, one in self._rows().items()
+            if one in wanted and index not in meant and interface(index) is None
+        }
         self._failed = {}
         for workload, ways in wanted.items():
             for link in ways.links:

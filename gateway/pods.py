@@ -33,7 +33,8 @@ from gateway.records import Block, Egress, Object, Ports, Rule
 from gateway.selection import Workload, selecting
 from gateway.settings import ClusterSettings
 
-RAW = frozenset({"NET_RAW", "NET_ADMIN"})
+ADMIN = "NET_ADMIN"
+RAW = frozenset({"NET_RAW", ADMIN})
 ALL = frozenset({"ALL"})
 BY_DEFAULT = "NET_RAW"  # what containerd and Docker give to a container that doesn't drop it
 MEND = "write capabilities: {drop: [ALL]} for all containers"
@@ -192,13 +193,16 @@ def uncontained(pod: Pod, settings: ClusterSettings) -> str:
     raw = _raw(pod)
     if raw and pod.host_network:
         return f"it has {', '.join(sorted(raw))} on the host's network: {MEND}"
-    return f"it has ALL capabilities, also to change what holds it: {MEND}" if raw == ALL else ""
+    if raw == ALL:
+        return f"it has ALL capabilities, also to change what holds it: {MEND}"
+    return f"it has NET_ADMIN, and can make up what comes in: {MEND}" if ADMIN in raw else ""
 
 
 def raw_frames(pod: Pod) -> str:
     """What lets a pod on a network of its own make frames that no socket hook sees; empty if nothing."""
     raw = _raw(pod)
-    return "" if pod.host_network or not raw or raw == ALL else f"it has {', '.join(sorted(raw))}"
+    is_told = pod.host_network or raw == ALL or ADMIN in raw  # by uncontained()
+    return "" if is_told or not raw else f"it has {', '.join(sorted(raw))}"
 
 
 def _raw(pod: Pod) -> frozenset[str]:

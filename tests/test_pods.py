@@ -177,7 +177,7 @@ def test_no_pod_with_a_network_of_its_own_trusts_its_own_loopback() -> None:
         ({"dropped": frozenset({"ALL"})}, ""),
         ({"dropped": frozenset({"NET_RAW"})}, ""),
         ({"dropped": frozenset()}, ""),
-        ({"added": frozenset({"NET_ADMIN"})}, ""),
+        ({"added": frozenset({"NET_ADMIN"})}, "can make up what comes in"),
         ({"added": frozenset({"ALL"})}, "ALL"),
         ({"dropped": frozenset(), "host_network": True}, "NET_RAW on the host's network"),
         ({"runtime_class": "kata-qemu"}, "runtimeClassName kata-qemu"),
@@ -195,7 +195,7 @@ def test_who_cant_be_contained_is_told(fields: dict[str, object], told: str) -> 
     [
         ({"dropped": frozenset({"ALL"})}, ""),
         ({"dropped": frozenset()}, "it has NET_RAW"),
-        ({"added": frozenset({"NET_ADMIN", "NET_RAW"})}, "it has NET_ADMIN, NET_RAW"),
+        ({"added": frozenset({"NET_ADMIN", "NET_RAW"})}, ""),
         ({"dropped": frozenset(), "host_network": True}, ""),
     ],
 )

@@ -229,6 +229,7 @@ def test_addresses_are_proved_to_be_nobody_elses_and_groups_are_told(w: World) -
     with w.b.counting(POLICY) as told:
         with w.lab.pod.entered():
             Path("/proc/sys/net/ipv6/conf/inside/accept_dad").write_text("1")
+        w.b.put("own", (p.packed("fd09::abcd"), w.lab.home), 1)
         w.lab.pod.ip("addr add fd09::abcd/64 dev inside")
         wait_until(lambda: "tentative" not in addresses(w), "the address is used")
         with w.lab.pod.entered():

@@ -17,6 +17,7 @@ from bpf.contract import contract
 from tests.kernel import packets as p
 from tests.kernel.link_lab import (
     FAMILY,
+    NODE,
     NODE_MAC,
     POD,
     POD_MAC,
@@ -232,6 +233,7 @@ def proxies(w: World) -> Iterator[dict[int, socket.socket]]:
         level = socket.IPPROTO_IP if version == 4 else socket.IPPROTO_IPV6
         s.setsockopt(level, IP_TRANSPARENT if version == 4 else IPV6_TRANSPARENT, 1)
         s.bind((address, 0))
+        w.b.d["sockets"][s.fileno()] = {"listener": 1}
         s.listen()
         w.b.d["listeners"][LISTENERS[version]] = s.fileno()
         found[version] = s
@@ -297,6 +299,31 @@ def test_a_connection_from_before_the_link_was_judged_is_reset(w: World, version
         s.sendall(b"question")
         wait_until(lambda: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, "reset")
     assert told["PROXY_AWAY"] >= 1
+
+
+def test_ATTACK_a_connection_to_a_server_on_the_node_from_before_the_link_was_judged(
+    w: World, proxies: dict[int, socket.socket]
+) -> None:
+    """It is found by its tuple, as the proxy's are: it is not the proxy's."""
+    w.b.resolver(POLICY, NODE[4])
+    with w.lab.node.entered():
+        server = w.kept(socket.socket(socket.AF_INET, TCP))
+        server.bind((NODE[4], 53))
+        server.listen()
+    with w.without():
+        s = w.mine(TCP, 4)
+        w.connect(s, NODE[4], 53)
+        there = w.kept(server.accept()[0])
+        s.sendall(b"loot;")
+        assert there.recv(99) == b"loot;"
+    only_allowed(w)
+    with w.b.counting(POLICY) as told:
+        s.sendall(b"loot;")
+        wait_until(lambda: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, "reset")
+    assert told["PROXY_AWAY"] >= 1
+    there.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        there.recv(99)
 
 
 # ---- Answers that the reader can't take

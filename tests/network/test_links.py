@@ -390,6 +390,19 @@ def follow(host: Machine, judged: Links, ways: Ways, workload: int = WORKLOAD) -
     return host.do(lambda: judged.follow({workload: ways}))[workload]
 
 
+def test_ATTACK_a_pod_gives_its_interface_away_and_is_judged_no_more(
+    machine: Callable[[str], Machine], host: Machine, pod: Machine, judged: Links, rows: Datapath
+) -> None:
+    """To a namespace that nobody looks at; it leads to this host all the same."""
+    inner = machine("inner")
+    assert follow(host, judged, host.ways_of(pod)) == State(ATTACHED)
+    pod.ip(f"link set eth0 netns {inner.space.holder.pid}")
+    follow(host, judged, host.ways_of(pod))
+    chains = host.do(lambda: [judged.on._chain(host.index("host0"), name) for name in ORDER])
+    assert all(set(chain) & judged.on.pinned() for chain in chains)
+    assert told(rows)
+
+
 def test_a_link_is_told_and_goes_without_a_trace(
     host: Machine,
     pod: Machine,
