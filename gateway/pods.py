@@ -195,7 +195,7 @@ def uncontained(pod: Pod, settings: ClusterSettings) -> str:
         return f"it has {', '.join(sorted(raw))} on the host's network: {MEND}"
     if raw == ALL:
         return f"it has ALL capabilities, also to change what holds it: {MEND}"
-    return f"it has NET_ADMIN, and can make up what comes in: {MEND}" if ADMIN in raw else ""
+    return f"it has NET_ADMIN, and can forge what comes in: {MEND}" if ADMIN in raw else ""
 
 
 def raw_frames(pod: Pod) -> str:

@@ -177,7 +177,7 @@ def test_no_pod_with_a_network_of_its_own_trusts_its_own_loopback() -> None:
         ({"dropped": frozenset({"ALL"})}, ""),
         ({"dropped": frozenset({"NET_RAW"})}, ""),
         ({"dropped": frozenset()}, ""),
-        ({"added": frozenset({"NET_ADMIN"})}, "can make up what comes in"),
+        ({"added": frozenset({"NET_ADMIN"})}, "can forge what comes in"),
         ({"added": frozenset({"ALL"})}, "ALL"),
         ({"dropped": frozenset(), "host_network": True}, "NET_RAW on the host's network"),
         ({"runtime_class": "kata-qemu"}, "runtimeClassName kata-qemu"),
