@@ -75,7 +75,7 @@ struct workload {
 
 /* Of an interface of the host that is one end of a workload's link: who is at the other end. */
 struct link {
-	__u64 workload;
+	__u64 workload;           /* 0: a bridge, whose ports are links */
 	__u8 mac[6];              /* of that end */
 	__u8 pad[2];
 };

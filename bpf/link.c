@@ -3,6 +3,9 @@
  * link_ingress    every frame that leaves the workload, whoever made it: it decides
  * link_egress     every frame towards it: notes what comes in, and cuts short answers that the reader can't take
  *
+ * The first is on bridges too, whose ports are links: netfilter's hooks there take a packet's socket away
+ * (br_netfilter), so that what is the proxy's is given to it once more behind them.
+ *
  * What the cgroup's hooks admitted is recognised by its socket, and passes without being judged twice. All else
  * (AF_PACKET, headers of one's own, what is forwarded inside the workload, the kernel's own answers) is judged as
  * they do it, by the numbers of verdict.h; what it is known by is the workload and the tuple.
@@ -259,8 +262,10 @@ int proxied(struct __sk_buff *skb)
 	struct packet p ALIGNED = {};
 	enum reason reason = PROXIED;
 
-	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
+	if (read_packet(skb, &p, 1))
 		return STOP;
+	if (!find_workload(skb, &who))           /* a bridge */
+		return lead_to_proxy(skb, &p) ? reset(skb, &p) : TAKEN;
 	if (lead_to_proxy(skb, &p))
 		reason = PROXY_AWAY;
 	if (!conclude(skb, &who, &p.tuple, NULL, reason))
@@ -290,6 +295,17 @@ static __always_inline int judge_frame(struct __sk_buff *skb, const u8 *mac, str
 	return conclude(skb, who, &none, NULL, reason) ? LET : STOP;
 }
 
+/* Behind the links of a bridge: nobody else's packets have the mark. */
+static __always_inline int lead_again(struct __sk_buff *skb)
+{
+	struct settings *now = setting();
+
+	if (!now || !now->mark || (skb->mark & now->mark_mask) != now->mark)
+		return LET;
+	stage(skb, STAGE_PROXIED, HOOK_LINK, 0, 0);
+	return STOP;                             /* here only where no stage follows */
+}
+
 int link_ingress(struct __sk_buff *skb)
 {
 	u32 index = skb->ifindex;
@@ -298,6 +314,8 @@ int link_ingress(struct __sk_buff *skb)
 	struct subject who = {.hook = HOOK_LINK};
 	struct socket *s;
 
+	if (link && !link->workload)
+		return lead_again(skb);
 	if (!found) {                            /* 0 */
 		count(0, UNCLASSIFIED);
 		return STOP;

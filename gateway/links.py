@@ -7,6 +7,8 @@ Rules this file obeys:
   the socket side then leaves to the link what only a link can do (answer a question that is refused, lead DNS
   over TCP to the proxy).
 - Nobody pushes others aside: who came before us is told, and LINKED is taken back.
+- A bridge whose ports are links has a row of no workload and the same programs: they judge nothing there, but
+  give to the proxy again what netfilter took from it.
 - Whoever changes anything here holds the instance's lock.
 """
 
@@ -24,6 +26,7 @@ from routing.links import Link, Ways
 from routing.steering import Marks
 
 ATTACHED, BYPASSED, NONE = "attached", "bypassed", "none"
+BRIDGE = 0  # in place of a workload
 NOT_SEEN = "no interface leads out of its network yet"
 
 
@@ -66,12 +69,14 @@ class Links:
     def keep(self, workloads: Collection[int]) -> None:
         """Lets the links of all others go; to be done while these are still held to something."""
         self._ours = self.on.pinned()
-        over = {index: one for index, one in self._rows().items() if one not in workloads}
+        over = {index: one for index, one in self._rows().items() if one not in {*workloads, BRIDGE}}
         for workload in set(over.values()):
             self._say(workload, False)
         for index in over:
             self._let_go(index)
         self._ways = {workload: ways for workload, ways in self._ways.items() if workload in workloads}
+        if not workloads:
+            self._let_bridges_go()
 
     def follow(self, wanted: Mapping[int, Ways]) -> dict[int, State]:
         """Makes it so: a held workload's id to the ways out of its home. How these are."""
@@ -94,6 +99,7 @@ class Links:
             self._say(workload, state.link == ATTACHED)
         for index in over:
             self._let_go(index)
+        self._let_bridges_go()
         return states
 
     def states(self) -> dict[int, State]:
@@ -131,17 +137,27 @@ class Links:
     # ---- One link -----------------------------------------------------------------------------------------
 
     def _judge(self, link: Link, workload: int) -> None:
-        table, row = self.datapath["links"], (workload, link.mac, bytes(2))
         try:
-            there = table.get(link.index)
-            if there is None or (int(there.workload), bytes(there.mac)) != (workload, link.mac):
-                table[link.index] = row
-            if self._standing(link.index)[0]:
-                return
-            self.on.attach(link.index, self._programs(), self._ours)
-            self._looked.pop(link.index, None)
+            self._put(link.index, workload, link.mac)
+            if link.bridge:
+                self._put(link.bridge, BRIDGE, bytes(6))
         except OSError as error:
             self._failed[workload] = f"{link.name}: {error.strerror}"
+
+    def _put(self, index: int, workload: int, mac: bytes) -> None:
+        table = self.datapath["links"]
+        there = table.get(index)
+        if there is None or (int(there.workload), bytes(there.mac)) != (workload, mac):
+            table[index] = (workload, mac, bytes(2))
+        if not self._standing(index)[0]:
+            self.on.attach(index, self._programs(), self._ours)
+            self._looked.pop(index, None)
+
+    def _let_bridges_go(self) -> None:
+        """Those that have none of the links any more."""
+        meant = {link.bridge for ways in self._ways.values() for link in ways.links}
+        for index in {index for index, one in self._rows().items() if one == BRIDGE} - meant:
+            self._let_go(index)
 
     def _let_go(self, index: int) -> None:
         self.on.detach(index, self._ours)

@@ -21,6 +21,7 @@ from struct import Struct
 RTM_GETLINK, RTM_NEWLINK, RTM_GETNSID, RTM_NEWNSID, NLMSG_ERROR, NLMSG_DONE = 18, 16, 90, 88, 2, 3
 NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINK, IFLA_LINKINFO, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 1, 3, 5, 18, 29, 37
+IFLA_MASTER = 10
 IFLA_XDP, IFLA_INFO_KIND, IFLA_XDP_PROG_ID, NETNSA_NSID, NETNSA_FD = 43, 1, 4, 1, 3
 SKIP_STATISTICS, IFF_LOOPBACK, RTMGRP_LINK = 8, 8, 1
 NLA_TYPE = 0x3FFF  # without the flag bits
@@ -38,7 +39,8 @@ ATTEMPTS = 10
 @dataclass(frozen=True, slots=True)
 class Interface:
     """`kind` is empty for a device of hardware. `peer` is the other end's number, or 0. `beyond`: in which
-    namespace that is, by the number by which the calling thread's knows it; None: in this one."""
+    namespace that is, by the number by which the calling thread's knows it; None: in this one. `master`:
+    the number of the bridge or the like of which it is a port, or 0."""
 
     index: int
     name: str
@@ -48,6 +50,7 @@ class Interface:
     beyond: int | None
     is_loopback: bool
     xdp: int  # id of a program that sees packets before everybody else, or 0
+    master: int = 0
 
 
 class InterruptedDumpError(Exception):
@@ -126,6 +129,7 @@ def _interface(data: bytes) -> Interface:
         beyond=None if beyond is None else _number(beyond),
         is_loopback=bool(flags & IFF_LOOPBACK),
         xdp=_number(_attributes(held.get(IFLA_XDP, b""), 0).get(IFLA_XDP_PROG_ID)),
+        master=_number(held.get(IFLA_MASTER)),
     )
 
 

@@ -18,20 +18,22 @@ from dataclasses import dataclass
 from routing.interfaces import Interface, interface, interfaces, number
 from routing.namespaces import inside
 
-VETH = "veth"
+VETH, BRIDGE = "veth", "bridge"
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """The host's side of a veth, by its number and name; `mac` is that of the other side.
 
-    `xdp`: id of a program that sees its packets before everybody else, or 0.
+    `xdp`: id of a program that sees its packets before everybody else, or 0. `bridge`: the number
+    of that of which it is a port, or 0.
     """
 
     index: int
     name: str
     mac: bytes
     xdp: int = 0
+    bridge: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,15 @@ def ways_of(namespace: int) -> Ways:
             continue
         found = _other_side(one, namespace) if one.kind == VETH and one.beyond == home is not None else None
         if found is not None:
-            links.append(Link(found.index, found.name, one.mac, found.xdp))
+            links.append(Link(found.index, found.name, one.mac, found.xdp, _bridge(found)))
         else:
             astray.append(f"{one.name} ({one.kind or 'a device of hardware'}) is no veth to this host")
     return Ways(tuple(links), tuple(astray))
+
+
+def _bridge(port: Interface) -> int:
+    master = interface(port.master) if port.master else None
+    return master.index if master is not None and master.kind == BRIDGE else 0
 
 
 def _leads_out(one: Interface) -> bool:

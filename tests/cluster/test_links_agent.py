@@ -344,6 +344,34 @@ def test_dns_over_tcp_goes_to_the_service_that_the_pod_asked_and_teaches(
         )
 
 
+def test_dns_over_tcp_comes_through_a_bridge_that_has_netfilter_s_hooks(
+    node: Kubelet, space: str, service: str
+) -> None:
+    """They take a packet's socket away (br_netfilter), on every node whose CNI has a bridge."""
+    allow(node, space, "web", ALLOWED)
+    pod = node.run(node.create("web", {"app": "web"}, space, containers=RAW))
+    host, bridge = node.lab.node, "cni0"
+    port, address = link(pod), ZONE[ALLOWED][0]
+    ours = host.checked("ip", "-br", "-4", "addr", "show", port).split()[2]
+    host.ip(f"addr flush dev {port}\nlink add {bridge} type bridge\nlink set {bridge} up")
+    host.ip(f"link set {port} master {bridge}\naddr add {ours} dev {bridge}")
+    if host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1").returncode:
+        pytest.skip("needs br_netfilter")
+    try:
+        with node.agent():
+            until_linked(node, pod)
+            assert address in dig(pod, "+tcp", "+short", f"@{service}", ALLOWED).split(), node.said()
+            assert pod.do(PAGE.format(address)) == "connected"
+            assert ZONE[REFUSED][0] in dig(pod, "+tcp", "+short", f"@{service}", REFUSED)
+            assert pod.do(PAGE.format(ZONE[REFUSED][0])) == "EPERM"
+            assert len(judging(node, bridge)) == 1
+            delete(node.api, f"{OURS}/namespaces/{space}/egresses/web")
+            wait_for(lambda: judging(node, bridge) == [], "the end of the link")
+            assert links(node) == {}
+    finally:
+        host.ip(f"link del {bridge}")
+
+
 def test_refused_questions_are_answered_at_once_over_both(node: Kubelet, space: str, service: str) -> None:
     allow(node, space, "web", ALLOWED, dns={"onlyAllowedNames": True})
     pod = node.run(node.create("web", {"app": "web"}, space, containers=RAW))

@@ -24,7 +24,7 @@ TOLD = (
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     def put(folder: Path) -> None:
         # busybox's own wget, linked statically, crashes where it asks for names.
-        box = images.busybox() | images.with_libraries("wget")
+        box = images.busybox() | images.with_libraries("wget") | {"bin/frames": images.frames(folder.parent)}
         images.archive(folder / "box.tar", "localhost/box:1", box, ["sleep", "1000000"])
         coredns = {"bin/coredns": programs("coredns") / "coredns"}
         images.archive(folder / "coredns.tar", "localhost/coredns:1", coredns, ["/bin/coredns"])

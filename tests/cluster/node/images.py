@@ -36,6 +36,13 @@ def with_libraries(*names: str) -> dict[str, Path | str]:
     return files
 
 
+def frames(folder: Path) -> Path:
+    """frames.c, compiled into `folder`."""
+    made, source = folder / "frames", Path(__file__).with_name("frames.c")
+    subprocess.run(["musl-gcc", "-static", "-O2", "-Wall", "-Werror", "-o", made, source], check=True)
+    return made
+
+
 def archive(target: Path, name: str, files: Mapping[str, Path | str], command: Sequence[str]) -> None:
     """Writes the image `name` (localhost/box:1) with these files, below no folder, to `target`."""
     layer = _layer(files)

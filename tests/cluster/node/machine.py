@@ -36,7 +36,6 @@ CHECKOUT = Path(__file__).parent.parent.parent.parent
 HERE = Path(__file__).parent
 MEMORY = "6G"
 OUTSIDE, INSIDE = "10.0.2.2", "10.0.2.15"
-SERVICES, PODS = "10.96.0.0/16", "10.244.0.0/16"
 CLUSTER_DNS = "10.96.0.10"
 SITES, FRESH = "198.51.100.0/24", "198.18.0.0/16"
 FLAGS = ("--kubelet-preferred-address-types=InternalIP",)
