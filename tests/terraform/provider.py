@@ -2,10 +2,10 @@
 
 Rules this file obeys:
 
-- A schema is served as it lies in the cache. Every other question is answered by an empty message, which means:
-  no complaint. So whatever is planned or applied has to be mocked; else Terraform says what it misses.
-- The servers run in this process, and Terraform is told where, as it is of a provider in a debugger: nothing is
-  started, installed or looked up, and no registry has to be named.
+- A schema is served as it lies in the cache, and a state is taken as it was written. Every other question is
+  answered by an empty message, which means: no complaint. So what is planned has to be mocked.
+- The servers run in this process, and Terraform is told where, as it is of a provider in a debugger: nothing
+  is started, installed or looked up, and no registry has to be named.
 
 Source: Terraform's plugin protocol 6; go-plugin's reattach configuration.
 """
@@ -20,28 +20,39 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+from tf.gen import tfplugin_pb2 as wire
+
+Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 
 SERVICE = "/tfplugin6.Provider/"
 
 
 class SchemaOnly(grpc.GenericRpcHandler):
     def __init__(self, schema: bytes) -> None:
-        self.schema = schema
+        self.answers: dict[str, Answer] = {
+            f"{SERVICE}GetProviderSchema": lambda _request, _context: schema,
+            f"{SERVICE}UpgradeResourceState": _upgraded,
+        }
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         if not details.method.startswith(SERVICE):
             return None
-        answer = self.schema if details.method == f"{SERVICE}GetProviderSchema" else b""
-        return grpc.unary_unary_rpc_method_handler(_always(answer))
+        return grpc.unary_unary_rpc_method_handler(self.answers.get(details.method, _nothing))
 
 
-def _always(answer: bytes) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    return lambda _request, _context: answer
+def _upgraded(request: bytes, _context: grpc.ServicerContext) -> bytes:
+    written = wire.UpgradeResourceState.Request.FromString(request).raw_state.json
+    answer = wire.UpgradeResourceState.Response(upgraded_state=wire.DynamicValue(json=written))
+    return answer.SerializeToString()
+
+
+def _nothing(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+    return b""
 
 
 @contextmanager
 def serving(schemas: dict[str, Path], sockets: Path) -> Iterator[dict[str, str]]:
-    """Serves each schema as the provider of its name ("hashicorp/aws"); yields what Terraform's environment needs."""
+    """Serves each schema as the provider of its name ("hashicorp/aws"); yields variables for Terraform."""
     with ExitStack() as stack:
         attached = {}
         for number, (name, schema) in enumerate(schemas.items()):

@@ -3,15 +3,15 @@
 Rules this file obeys:
 
 - Pure: text in, schema out.
-- Every attribute of a generated class is told by a comment (`// NAME - computed: .., optional: .., required: ..`)
-  with its getter below, which shows the type; whether it is a block or an attribute, a list or a set, is told by
-  the entry of the same name where the class writes HCL.
+- Every attribute of a generated class is told by a comment (`// NAME - computed: .., optional: ..`) with its
+  getter below, which shows the type; whether it is a block or an attribute, a list or a set, is told by the
+  entry of the same name where the class writes HCL.
 - What these texts do not say is not guessed: sensitive and write-only attributes, conflicts, enumerations.
 - A struct is taken for a block, as nearly all are (`timeouts`).
 
 Classes of a provider itself have no getters below the first level; their HCL entries are all there is.
 
-Source: the packages' inline source maps (https://tc39.es/ecma426/), hashicorp/terraform's docs/plugin-protocol.
+Source: the packages' inline source maps (https://tc39.es/ecma426/); Terraform's plugin protocol 6.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Module:
         }[struct.container]
 
     def _struct(self, attribute: Attribute) -> Struct | None:
-        """A struct may be called ListToMap: of its class's endings the one counts that leaves a struct's name."""
+        """Of a class's endings the one counts that leaves a struct's name: a struct may be called ListToMap."""
         if found := NESTED.search(attribute.getter):
             for container in CONTAINERS:
                 name = found[1].removesuffix(container)

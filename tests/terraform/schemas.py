@@ -3,7 +3,7 @@
 Rules this file obeys:
 
 - A package is pinned by version and by the hash that npm calls its integrity; another text is refused.
-- The cache's file is named by what it was made of, package and this recovery's text: nothing in it is ever stale.
+- The cache's file is named by what it was made of, package and recovery: nothing in it is ever stale.
 - Where there is no npm, one comes as a wheel into this venv, as Go does for tests.tools.
 """
 
@@ -48,7 +48,7 @@ def pins() -> dict[str, Pin]:
 
 
 def path(name: str) -> Path:
-    """The file with the serialised `GetProviderSchema.Response` of the provider `name`; made when it is missing."""
+    """The serialised `GetProviderSchema.Response` of the provider `name`: a file, made when it is missing."""
     pin = pins()[name]
     made_of = pin.integrity.encode() + Path(recover.__file__).read_bytes()
     kept = CACHE / f"{name}-{pin.provider}-{hashlib.sha256(made_of).hexdigest()[:16]}.pb"
