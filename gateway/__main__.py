@@ -87,6 +87,27 @@ def do_agent(arguments: argparse.Namespace) -> int:
     )
 
 
+def do_gateway(arguments: argparse.Namespace) -> int:
+    from gateway import place, settings, unbound
+    from gateway.agent import run
+    from gateway.request import Request
+
+    if arguments.make_key:
+        import base64
+        import secrets
+
+        print(base64.b64encode(secrets.token_bytes(32)).decode())
+        return 0
+    found, problems = settings.read(arguments.config.read_text(), str(arguments.config), gateway=True)
+    if found is None or found.gateway is None:
+        return wrong(*map(str, problems))
+    if arguments.unbound:
+        print(unbound.configuration(found.gateway), end="")
+        return 0
+    policies, config = found.gateway.policies, arguments.config.absolute()
+    return run(Request(policies, config, root=arguments.root, gateway=True), place.find())
+
+
 def do_wait(arguments: argparse.Namespace) -> int:
     from gateway import place
     from gateway.wait import wait
@@ -177,6 +198,7 @@ COMMANDS = {
     "check": do_check,
     "completion": do_completion,
     "explain": do_explain,
+    "gateway": do_gateway,
     "off": do_off,
     "run": do_run,
     "status": do_status,

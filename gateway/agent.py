@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from gateway import duties, kubelet, lifelines
+from bpf.events import Event
+from gateway import duties, kubelet, lifelines, machines
 from gateway.acceptance import Acceptance
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.dns_service import AgentProxy
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
+from gateway.gate import Gate
 from gateway.good_files import GoodFiles
 from gateway.node_pods import NodePods, refuse_version_1
 from gateway.notify import NOTICE, Notifier, say
@@ -91,13 +93,14 @@ class _Agent:
         self.board = undo.enter_context(closing(Board(where, request.node is not None)))
         self.notifier = undo.enter_context(closing(Notifier()))
         self.files = undo.enter_context(
-            closing(PolicyFiles(request.policies, request.config, request.node is not None))
+            closing(PolicyFiles(request.policies, request.config, request.node is not None, request.gateway))
         )
         self.good = GoodFiles(self.files, where.kept, self._at_length)
         self.source = _source(request.node)
         self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
         self.stirred: set[str] = set()
-        self.refusals = Refusals(self.pods, self.source, self._look_at_pod)
+        self.gate: Gate | None = None
+        self.refusals = Refusals(self.pods, self.source, self._look_at_pod, self._hear)
         self.guards: frozenset[Guard] = frozenset()
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
         self.is_ready = self.is_whole = False
@@ -117,6 +120,8 @@ class _Agent:
                     self.nursery.start_soon(task)
                 if self.pods:
                     self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
+                if self.gate:
+                    self.nursery.start_soon(self.gate.ask_resolver, self.settings)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -125,7 +130,10 @@ class _Agent:
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
         engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
-        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath)))
+        gateway = self.settings.gateway
+        self.gate = Gate(engine) if gateway else None
+        upstream = gateway.dns.port if gateway else 0
+        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath, upstream)))
         engine.lead, engine.links.hand_over = self.dns.listeners.lead, self.dns.take_over
         self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
@@ -151,6 +159,9 @@ class _Agent:
             if number == signal.SIGHUP:
                 self._ask(read=True)
             else:
+                if self.gate:
+                    say(f"{signal.Signals(number).name}: not ready any more, who comes is served", NOTICE)
+                    await self.gate.drain(signals, self.settings)
                 self.parting = await trio.to_thread.run_sync(parting, number, self.source)
                 say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
                 self.notifier.stopping(self.parting.value)
@@ -249,7 +260,8 @@ class _Agent:
 
     def _take(self, documents: Documents) -> None:
         self.settings, self.objects = documents.settings, documents.objects
-        self.selected = select(self.objects, self.settings)
+        elsewhere = machines.acting(self.objects) if self.settings.gateway else ()
+        self.selected = select(self.objects, self.settings, elsewhere=elsewhere)
 
     def _is_of_interest(self, path: str) -> bool:
         root = self.settings.cluster.cgroup_root
@@ -275,7 +287,10 @@ class _Agent:
             options = _options(self.settings, around)
             if self.pods is None:
                 wanted = plan(self.selected, self.settings, ids, self.guards, even)
-                return wanted, self.enforcement.apply(wanted, ids, options, around.home)
+                if self.gate is None:
+                    return wanted, self.enforcement.apply(wanted, ids, options, around.home)
+                held = self.enforcement
+                return self.gate.enforce(wanted, self.objects, self.settings, held, ids, options, around.home)
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
@@ -297,6 +312,8 @@ class _Agent:
     def _look(self) -> tuple[Surroundings, bool]:
         if self.pods:
             self.pods.find_server()
+        if self.gate and self.attached:
+            self.gate.look_again(self.settings)
         return look(self.settings), self.enforcement.is_attached
 
     async def _find_lifelines(self, around: Surroundings) -> None:
@@ -311,6 +328,9 @@ class _Agent:
         """By policy and reason, since the policy was put into the kernel."""
         held = list(self.enforcement.held.values())
         return {each.name: self.enforcement.engine.counters(each.number) for each in held}
+
+    def _hear(self, event: Event) -> str:
+        return self.gate.hear(event) if self.gate else ""
 
     def _look_at_pod(self, path: str) -> None:
         self.stirred.add(path)
@@ -330,6 +350,7 @@ class _Agent:
             told=(*told, *loose, *self._api_away()),
             pods=tuple(rows),
             dns=self.dns.numbers(),
+            gateway=self.gate.rows() if self.gate else {},
         )
         self.board.post(bulletin)
         self.last = bulletin
@@ -365,6 +386,8 @@ def _options(settings: Settings, around: Surroundings) -> Options:
         resolvers=around.resolvers,
         searches=around.searches,
         names=True,
+        captured=settings.gateway is not None and settings.gateway.dns.capture,
+        shared=settings.gateway is not None and settings.gateway.peers is not None,
         floor=settings.floor,
         grace=settings.grace,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, POLICIES = Path("/etc/skouter/agent.yaml"), Path("/etc/skouter/policies")
+GATEWAY = Path("/etc/skouter/gateway.yaml")
 
 DESCRIPTION = "Skouter: what may leave this machine, by DNS name, enforced in the kernel."
 
@@ -35,6 +36,17 @@ examples:
   Holds this node's pods to the Egress and ClusterEgress objects of the API server; what no object selects is
   not touched. A new pod reaches nothing until it is known who it is. The files then have what the node itself
   keeps where a policy selects it (deploy/examples/node-bootstrap.yaml).
+"""
+
+GATEWAY_EPILOG = """
+examples:
+  skouter gateway                                   as skouter-gateway.service runs it
+  skouter gateway --unbound > unbound.conf          the configuration of the resolver beside it
+  skouter gateway --make-key > peer.key             what all gateways have, and nobody else
+
+  Forwards the machines of the configuration's networks whose route leads here, as far as policies allow it that
+  select them: by workloadSelector and the labels of their ExternalWorkload, or by sourceCIDRs. When it ends,
+  what it enforces stays enforced, and forwarding goes on; skouter uninstall takes all of it away.
 """
 
 WAIT_EPILOG = """
@@ -66,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_policy(commands)
     _add_agent(commands)
+    _add_gateway(commands)
     status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
     status.add_argument("--pod", metavar="NAMESPACE/NAME", help="only what concerns this pod of this node")
     status.set_defaults(do="status")
@@ -215,6 +228,23 @@ def _add_agent(commands: Any) -> None:
             help="look after this cgroup alone, as if it were the host",
         )
         command.set_defaults(do=command.prog.split()[-1])
+
+
+def _add_gateway(commands: Any) -> None:
+    gateway = _add(
+        commands, "gateway", "a daemon: forward other machines, held to policies", GATEWAY_EPILOG, False
+    )
+    gateway.add_argument(
+        "--config", type=Path, default=GATEWAY, metavar="FILE", help=f"the configuration ({GATEWAY})"
+    )
+    gateway.add_argument(
+        "--unbound", action="store_true", help="print the configuration of its resolver, and exit"
+    )
+    gateway.add_argument("--make-key", action="store_true", help="print a new key for peers, and exit")
+    gateway.add_argument(
+        "--root", default="/", metavar="CGROUP", help="look after this cgroup alone, as if it were the host"
+    )
+    gateway.set_defaults(do="gateway")
 
 
 def _add_policy(commands: Any) -> None:

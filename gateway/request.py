@@ -17,6 +17,7 @@ class Request:
     node: NodeOf | None = None
     health: Path | None = None  # a socket to be asked on
     metrics: tuple[str, int] | None = None  # and an address of this node
+    gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
