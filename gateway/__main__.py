@@ -90,7 +90,7 @@ def do_agent(arguments: argparse.Namespace) -> int:
 def do_gateway(arguments: argparse.Namespace) -> int:
     from gateway import place, settings, unbound
     from gateway.agent import run
-    from gateway.request import Request
+    from gateway.request import Mirrored, Request
 
     if arguments.make_key:
         import base64
@@ -104,8 +104,13 @@ def do_gateway(arguments: argparse.Namespace) -> int:
     if arguments.unbound:
         print(unbound.configuration(found.gateway), end="")
         return 0
-    policies, config = found.gateway.policies, arguments.config.absolute()
-    return run(Request(policies, config, root=arguments.root, gateway=True), place.find())
+    where, config, mirrored = place.find(), arguments.config.absolute(), None
+    policies = found.gateway.policies
+    if found.gateway.kubeconfig:
+        policies = where.mirror
+        service = found.gateway.peers.service if found.gateway.peers else None
+        mirrored = Mirrored(found.gateway.kubeconfig, service)
+    return run(Request(policies, config, root=arguments.root, gateway=True, mirrored=mirrored), where)
 
 
 def do_wait(arguments: argparse.Namespace) -> int:

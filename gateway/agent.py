@@ -19,13 +19,13 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import trio
 
 from bpf.events import Event
 from gateway import duties, kubelet, lifelines, machines
-from gateway.acceptance import Acceptance
+from gateway.api_following import away, first, follow, mirror, source
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.dns_service import AgentProxy
@@ -40,7 +40,7 @@ from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
 from gateway.pod_homes import follow_interfaces
 from gateway.refusals import Refusals
-from gateway.request import NodeOf, Request
+from gateway.request import Request
 from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
@@ -48,9 +48,6 @@ from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
 from routing.own import changes, drain
 from routing.steering import Marks
-
-if TYPE_CHECKING:
-    from gateway.source_kubernetes import Kubernetes
 
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
@@ -96,10 +93,11 @@ class _Agent:
             closing(PolicyFiles(request.policies, request.config, request.node is not None, request.gateway))
         )
         self.good = GoodFiles(self.files, where.kept, self._at_length)
-        self.source = _source(request.node)
+        self.source = source(request.node)
         self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
         self.stirred: set[str] = set()
         self.gate: Gate | None = None
+        self.mirror = mirror(request.mirrored, where)
         self.refusals = Refusals(self.pods, self.source, self._look_at_pod, self._hear)
         self.guards: frozenset[Guard] = frozenset()
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
@@ -113,6 +111,8 @@ class _Agent:
         with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, LET_GO) as signals:
             async with trio.open_nursery() as self.nursery:
                 self.nursery.start_soon(self._obey, signals)
+                if self.mirror:
+                    await first(self.mirror, self.nursery)
                 await self._begin()
                 for task in (self._keep_up, self._follow_files, self._follow_cgroups, self._follow_cluster):
                     self.nursery.start_soon(task)
@@ -206,16 +206,8 @@ class _Agent:
             self._ask()
 
     async def _follow_cluster(self) -> None:
-        if self.source is None or self.pods is None:
-            return
-        await self.nursery.start(self.source.run)
-        acceptance = Acceptance(self.source)
-        self.nursery.start_soon(acceptance.run)
-        while True:
-            self.pods.cluster = self.source.cluster
-            acceptance.look(self.pods.cluster)
-            self._ask()
-            await self.source.changed()
+        if self.source and self.pods:
+            await follow(self.source, self.pods, self._ask, self.nursery)
 
     async def _look_around(self) -> None:
         """Addresses are told by the kernel as they change; what nobody tells is looked at again and again."""
@@ -347,7 +339,7 @@ class _Agent:
             cgroups=len(self.enforcement.placed),
             problems=self.good.problems,
             failed=tuple(failed),
-            told=(*told, *loose, *self._api_away()),
+            told=(*told, *loose, *away(self.source or (self.mirror and self.mirror.source), self.is_ready)),
             pods=tuple(rows),
             dns=self.dns.numbers(),
             gateway=self.gate.rows() if self.gate else {},
@@ -356,29 +348,12 @@ class _Agent:
         self.last = bulletin
         return str(bulletin)
 
-    def _api_away(self) -> list[str]:
-        if self.source is None or self.source.health.connected:
-            return []
-        if not self.is_ready:
-            return [
-                f"the API server has not told everything yet, all stays as it is: {self.source.health.error}"
-            ]
-        return [f"the API server does not answer, what it said last holds: {self.source.health.error}"]
-
     async def _at_length(self, step: Callable[[], Found]) -> Found:
         self.busy_since = trio.current_time()
         try:
             return await trio.to_thread.run_sync(step)
         finally:
             self.busy_since = None
-
-
-def _source(node: NodeOf | None) -> Kubernetes | None:
-    if node is None:
-        return None
-    from gateway.source_kubernetes import Asked, Kubernetes  # late: its client is slow to import
-
-    return Kubernetes(node.name, node.kubeconfig, Asked(home=node.namespace))
 
 
 def _options(settings: Settings, around: Surroundings) -> Options:

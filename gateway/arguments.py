@@ -44,9 +44,9 @@ examples:
   skouter gateway --unbound > unbound.conf          the configuration of the resolver beside it
   skouter gateway --make-key > peer.key             what all gateways have, and nobody else
 
-  Forwards the machines of the configuration's networks whose route leads here, as far as policies allow it that
-  select them: by workloadSelector and the labels of their ExternalWorkload, or by sourceCIDRs. When it ends,
-  what it enforces stays enforced, and forwarding goes on; skouter uninstall takes all of it away.
+  Forwards the machines of the configuration's networks whose route leads here, as far as the policies allow
+  that select them: by workloadSelector and the labels of their ExternalWorkload, or by sourceCIDRs. When it
+  ends, what it enforces stays enforced, and forwarding goes on; skouter uninstall takes all of it away.
 """
 
 WAIT_EPILOG = """

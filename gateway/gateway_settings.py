@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway.addresses import Address, BadAddressError, Network, Server, inside, parse_network, parse_server
 from gateway.names import BadNameError, normal
-from gateway.reading import Reading
+from gateway.reading import SUBDOMAIN, Reading
 
 AUTO = "auto"
 DNS_PORT, PEERS_PORT, HEALTH_PORT = 53, 7946, 9808
@@ -41,12 +41,14 @@ class DnsSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeersSettings:
-    """The other gateways: addresses or names of members with a port; `dump` is in seconds."""
+    """The other gateways: addresses or names of members with a port, and a Service of Kubernetes (namespace
+    and name) behind which they are; `dump` is in seconds."""
 
     listen: Server
     members: tuple[tuple[str, int], ...]
     key: Path
     old_key: Path | None = None
+    service: tuple[str, str] | None = None
     dump: int = DUMP
 
 
@@ -149,8 +151,22 @@ def _peers(reading: Reading) -> PeersSettings | None:
         members=members,
         key=key,
         old_key=reading.one(("peers", "oldKeyFile"), _path),
+        service=_service(reading),
         dump=_or(reading.get("peers", "dumpSeconds"), DUMP),
     )
+
+
+def _service(reading: Reading) -> tuple[str, str] | None:
+    text = reading.get("peers", "service")
+    if text is None:
+        return None
+    namespace, slash, name = text.partition("/")
+    if not slash or not SUBDOMAIN.fullmatch(namespace) or not SUBDOMAIN.fullmatch(name):
+        reading.wrong(("peers", "service"), f"{text!r} is no Service", "write NAMESPACE/NAME")
+    elif reading.get("kubernetes", "kubeconfig") is None:
+        mend = "write kubernetes: {kubeconfig: FILE}, or list members"
+        reading.wrong(("peers", "service"), "needs the API server", mend)
+    return namespace, name
 
 
 def _endpoint(reading: Reading, path: tuple[str, ...], port: int) -> Server | None:
@@ -241,6 +257,7 @@ PROPERTIES: dict[str, Any] = {
     "peers": _object(
         listen=_TEXT,
         members={"type": "array", "maxItems": 256, "items": _TEXT},
+        service=_TEXT,
         keyFile=_TEXT,
         oldKeyFile=_TEXT,
         dumpSeconds=_SECONDS,
