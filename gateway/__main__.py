@@ -105,11 +105,11 @@ def do_gateway(arguments: argparse.Namespace) -> int:
         print(unbound.configuration(found.gateway), end="")
         return 0
     where, config, mirrored = place.find(), arguments.config.absolute(), None
-    policies = found.gateway.policies
+    policies = Path(found.gateway.policies)
     if found.gateway.kubeconfig:
         policies = where.mirror
         service = found.gateway.peers.service if found.gateway.peers else None
-        mirrored = Mirrored(found.gateway.kubeconfig, service)
+        mirrored = Mirrored(Path(found.gateway.kubeconfig), service)
     return run(Request(policies, config, root=arguments.root, gateway=True, mirrored=mirrored), where)
 
 

@@ -89,15 +89,16 @@ class _Agent:
             raise EngineError(f"--root {request.root}: no such cgroup; write a path below {where.hierarchy}")
         self.board = undo.enter_context(closing(Board(where, request.node is not None)))
         self.notifier = undo.enter_context(closing(Notifier()))
-        self.files = undo.enter_context(
-            closing(PolicyFiles(request.policies, request.config, request.node is not None, request.gateway))
-        )
+        may_be_none = bool(request.node or request.mirrored)
+        files = PolicyFiles(request.policies, request.config, may_be_none, request.gateway)
+        self.files = undo.enter_context(closing(files))
         self.good = GoodFiles(self.files, where.kept, self._at_length)
         self.source = source(request.node)
         self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
         self.stirred: set[str] = set()
         self.gate: Gate | None = None
         self.mirror = mirror(request.mirrored, where)
+        self._api = self.mirror.source if self.mirror else self.source
         self.refusals = Refusals(self.pods, self.source, self._look_at_pod, self._hear)
         self.guards: frozenset[Guard] = frozenset()
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
@@ -339,7 +340,7 @@ class _Agent:
             cgroups=len(self.enforcement.placed),
             problems=self.good.problems,
             failed=tuple(failed),
-            told=(*told, *loose, *away(self.source or (self.mirror and self.mirror.source), self.is_ready)),
+            told=(*told, *loose, *away(self._api, self.is_ready)),
             pods=tuple(rows),
             dns=self.dns.numbers(),
             gateway=self.gate.rows() if self.gate else {},

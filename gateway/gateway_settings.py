@@ -2,7 +2,8 @@
 
 The rules this file must obey:
 
-* Everything that can be seen to be wrong is told at once, with the mend; nothing here asks the host.
+* Pure: paths are texts here, and nothing asks the host.
+* Everything that can be seen to be wrong is told at once, with the mend.
 * What is left out is what suits a machine with one interface and the platform's own name servers.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 from gateway.addresses import Address, BadAddressError, Network, Server, inside, parse_network, parse_server
@@ -21,7 +21,7 @@ from gateway.reading import SUBDOMAIN, Reading
 AUTO = "auto"
 DNS_PORT, PEERS_PORT, HEALTH_PORT = 53, 7946, 9808
 DRAIN, DUMP, CONNTRACK = 30, 10, 262144
-POLICIES = Path("/etc/skouter/policies")
+POLICIES = "/etc/skouter/policies"
 
 SNAT = "masquerade", "none"
 EVERY = IPv4Address(0)  # of this host
@@ -46,8 +46,8 @@ class PeersSettings:
 
     listen: Server
     members: tuple[tuple[str, int], ...]
-    key: Path
-    old_key: Path | None = None
+    key: str
+    old_key: str | None = None
     service: tuple[str, str] | None = None
     dump: int = DUMP
 
@@ -61,8 +61,8 @@ class GatewaySettings:
     inside: str = AUTO
     outside: str = AUTO
     lets_unselected: bool = False
-    policies: Path = POLICIES
-    kubeconfig: Path | None = None
+    policies: str = POLICIES
+    kubeconfig: str | None = None
     snat: Snat = "masquerade"
     dns: DnsSettings = DnsSettings()
     peers: PeersSettings | None = None
@@ -192,10 +192,10 @@ def _interface(text: str) -> str:
     return text
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> str:
     if not text.startswith("/"):
         raise BadAddressError(f"{text!r} is not a whole path", f"write /etc/skouter/{text}")
-    return Path(text)
+    return text
 
 
 def _any_address(text: str) -> Address:

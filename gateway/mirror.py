@@ -2,8 +2,8 @@
 
 Rules this file obeys:
 
-- The file is a whole list, once all of it was heard, and is replaced as a whole. While the server is away it
-  stays, and a gateway that starts meanwhile begins with it.
+- The file is a whole list, once all of it was heard, and is replaced as a whole; without an object there is
+  none. While the server is away it stays, and a gateway that starts meanwhile begins with it.
 - An object that can't be read is there in its last version that could, if there was one: the others must not
   wait for its mending.
 """
@@ -52,6 +52,9 @@ class Mirror:
                 self._write()
 
     def _write(self) -> None:
+        if not self.source.documents:
+            self.file.unlink(missing_ok=True)
+            return
         found = {"apiVersion": "v1", "kind": "List", "items": self.source.documents}
         text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
         if self.is_there and self.file.read_bytes() == text:
