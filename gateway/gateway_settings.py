@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, Literal
 
 from gateway.addresses import Address, BadAddressError, Network, Server, inside, parse_network, parse_server
 from gateway.names import BadNameError, normal
@@ -23,9 +23,11 @@ DNS_PORT, PEERS_PORT, HEALTH_PORT = 53, 7946, 9808
 DRAIN, DUMP, CONNTRACK = 30, 10, 262144
 POLICIES = "/etc/skouter/policies"
 
-SNAT = "masquerade", "none"
+SNAT: tuple[Literal["masquerade"], Literal["none"]] = ("masquerade", "none")
 EVERY = IPv4Address(0)  # of this host
-Snat = str | tuple[IPv4Address | None, IPv6Address | None]  # masquerade, none, or the addresses
+Snat = (
+    Literal["masquerade", "none"] | tuple[IPv4Address | None, IPv6Address | None]
+)  # masquerade, none, or the addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def _clients(reading: Reading) -> tuple[Network, ...]:
 def _snat(reading: Reading) -> Snat:
     found = reading.get("snat")
     if found is None or found in SNAT:
-        return found or SNAT[0]
+        return SNAT[SNAT.index(found or SNAT[0])]
     if not isinstance(found, dict) or not found or found.keys() - {"ipv4", "ipv6"}:
         mend = "write masquerade, none, or addresses: {ipv4: 203.0.113.7}"
         reading.wrong(("snat",), f"{found!r} is no translation of sources", mend)

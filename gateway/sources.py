@@ -34,7 +34,6 @@ class Sources:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.titles: dict[int, str] = {}  # by the workload's id
-        self._home: Home | None = None
 
     def rows(self) -> dict[Network, int]:
         """The id of the workload that each source leads to."""
@@ -59,33 +58,36 @@ class Sources:
         this host's: what is for one of its addresses is not forwarded."""
         self.titles = {workload_id(source): title for source, title in titles.items()}
         with locked(self.engine.where):
+            self._know(home)
             before, told = self.rows(), list[str]()
             for source in sorted(under, key=lambda each: each.prefixlen):
-                told += self._put(source, under[source], held, home, before)
+                told += self._put(source, under[source], held, before)
             for source in before.keys() - under.keys():
                 self.engine.datapath["sources"].discard(_key(source))
                 self.engine.forget_workloads([before[source]])
-            if home != self._home:
-                self.engine.homes.settle(home)
-            self._home = home
             self.engine.room.share()
         return told
 
+    def _know(self, home: Home) -> None:
+        table, wanted = self.engine.datapath["own"], {pack_address(each) for each in home.own}
+        for raw in wanted - (there := {bytes(key.address) for key, _ in table.items() if not key.home}):
+            table[raw, 0] = 1
+        for raw in there - wanted:
+            table.discard((raw, 0))
+
     def _put(
-        self, source: Network, name: str, held: Mapping[str, Held], home: Home, before: Mapping[Network, int]
+        self, source: Network, name: str, held: Mapping[str, Held], before: Mapping[Network, int]
     ) -> list[str]:
         identity, table = workload_id(source), self.engine.datapath["workloads"]
         group = held.get(name)
         number = group.number if group else contract().constant("EXEMPT") if name == EXEMPT else 0
         there, told = table.get(identity), list[str]()
-        if source in before and there is not None and int(there.policy) == number and home == self._home:
+        if source in before and there is not None and int(there.policy) == number:
             return []
         left = self._policy(_around(source, before))
         if group:
             told += self.engine.carry_grants(left, group)
-            self.engine.homes.enter(identity, group.number, home)
-        else:
-            self.engine.homes.mark(identity, number)
+        table[identity] = (number, 0, 0)
         if source not in before:
             self.engine.datapath["sources"][_key(source)] = identity
         if left is not None and left != number:
