@@ -32,8 +32,10 @@ def mirror(asked: Mirrored | None, where: Place) -> Mirror | None:
     if asked is None:
         return None
     from gateway.mirror import Mirror
+    from gateway.source_kubernetes import Asked, Kubernetes
 
-    return Mirror(asked, where.mirror)
+    wanted = Asked(gateway=True, peers=asked.peers, dns=())
+    return Mirror(Kubernetes(where.name, asked.kubeconfig, wanted), where.mirror)
 
 
 async def follow(

@@ -18,8 +18,7 @@ import trio
 
 from gateway.acceptance import Acceptance
 from gateway.addresses import Address
-from gateway.request import Mirrored
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.source_kubernetes import Kubernetes
 
 NAME = "cluster.json"
 
@@ -27,8 +26,8 @@ NAME = "cluster.json"
 class Mirror:
     """`meet` is told the addresses of the other gateways."""
 
-    def __init__(self, asked: Mirrored, folder: Path) -> None:
-        self.source = Kubernetes("gateway", asked.kubeconfig, Asked(gateway=True, peers=asked.peers, dns=()))
+    def __init__(self, source: Kubernetes, folder: Path) -> None:
+        self.source = source
         self.file = folder / NAME
         self.meet: Callable[[tuple[Address, ...]], None] = lambda _addresses: None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

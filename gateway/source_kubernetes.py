@@ -28,6 +28,7 @@ import trio
 from gateway import api_objects, api_questions
 from gateway.addresses import Address, Network
 from gateway.api_objects import Item, OnNode, Server
+from gateway.api_rights import OF_MACHINES
 from gateway.api_server import SERVICE_ACCOUNT, Data, Door, ServerError
 from gateway.api_writer import Writer
 from gateway.cluster import Cluster, Node, Pod
@@ -42,7 +43,6 @@ OPENSHIFT_DNS = (("openshift-dns", "dns.operator.openshift.io/owning-dns=default
 NODE_CACHE: tuple[Address, ...] = (ipaddress.ip_address("169.254.20.10"),)
 NODE_CACHE_POD = "kube-system", ("k8s-app", "node-local-dns")
 DNS_PORT = 53
-OF_MACHINES = ("ClusterEgress", "ExternalWorkload")  # an Egress never selects any
 
 
 @dataclass(frozen=True, slots=True)
