@@ -1,4 +1,4 @@
-"""Grants as another gateway would want them, and those that another gateway has: the door of peers to the kernel.
+"""Grants as other gateways would want them, and those that they have: the door of peers to the kernel.
 
 Addresses are 16 bytes (the contract's), times nanoseconds of CLOCK_BOOTTIME. Errors of bpf(2) are raised as
 :class:`OSError`.
