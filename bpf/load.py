@@ -62,7 +62,8 @@ STAGES = EVERY_STAGE[:-2]
 # Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
 LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
 LINK_STAGES = ("question", "ask", "alone", "proxied")
-PROXY = ("whose", "outside", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
+# Attached nowhere: bpf/ask.py and bpf/share.py have them run.
+PROXY = ("whose", "outside", "inquire", "teach", "share")
 
 
 def maps_folder(root: Path) -> Path:
