@@ -36,6 +36,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.network.daemon import Program
 from tests.network.workload import python
 from tests.topology import HERE, PREFIX, LabError, Namespace, Unbound, end, lacking, remove_instance, sweep
 
@@ -197,6 +198,7 @@ class GatewayLab(AbstractContextManager["GatewayLab"]):
         self.name = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
         self.folder = Path("/tmp", self.name)
         self.spread = "source"
+        self._programs: dict[str, Program] = {}
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self.folder.mkdir(mode=0o755)
@@ -279,6 +281,13 @@ class GatewayLab(AbstractContextManager["GatewayLab"]):
         done = self.vms[vm].run(*python(code), *arguments, timeout=timeout)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
+
+    def inside(self, vm: str, expression: str) -> Any:
+        """What an expression of workload.py is in the VM, in a process that stays there."""
+        if vm not in self._programs:
+            running = self._undo.enter_context(self.program(self.vms[vm], *python(Program.LOOP)))
+            self._programs[vm] = Program(running)
+        return self._programs[vm](expression)
 
     @contextmanager
     def program(self, machine: Namespace, *words: object) -> Iterator[subprocess.Popen[str]]:
