@@ -93,10 +93,11 @@ def do_gateway(arguments: argparse.Namespace) -> int:
     from gateway.request import Mirrored, Request
 
     if arguments.make_key:
-        import base64
         import secrets
 
-        print(base64.b64encode(secrets.token_bytes(32)).decode())
+        from gateway.sealing import SECRET, key_text
+
+        print(key_text(secrets.token_bytes(SECRET)), end="")
         return 0
     found, problems = settings.read(arguments.config.read_text(), str(arguments.config), gateway=True)
     if found is None or found.gateway is None:

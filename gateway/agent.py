@@ -122,7 +122,7 @@ class _Agent:
                 if self.pods:
                     self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
                 if self.gate:
-                    self.nursery.start_soon(self.gate.ask_resolver, self.settings)
+                    self.nursery.start_soon(self.gate.run, self.settings)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -132,7 +132,9 @@ class _Agent:
         self.undo.callback(engine.close)
         engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
         gateway = self.settings.gateway
-        self.gate = Gate(engine) if gateway else None
+        self.gate = Gate(engine, gateway) if gateway else None
+        if self.mirror and self.gate and self.gate.neighbours:
+            self.mirror.meet = self.gate.neighbours.peers.members
         upstream = gateway.dns.port if gateway else 0
         self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath, upstream)))
         engine.lead, engine.links.hand_over = self.dns.listeners.lead, self.dns.take_over

@@ -84,6 +84,8 @@ def _numbers(agent: Agent) -> Numbers:
         problems=len(last.problems) + len(last.failed) if last else 0,
         api=source.counts() if source else {},
         dns=agent.dns.numbers(),
+        peers=agent.gate.neighbours.peers.numbers() if agent.gate and agent.gate.neighbours else {},
+        ready=not _report(agent).unready,
         api_connected=source.health.connected if source else None,
     )
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import trio
 from dnslib import DNSError, DNSRecord
-from routing.forwarding import Forwarding
 
 from bpf.events import Event
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
-from gateway.gateway_settings import AUTO
+from gateway.gateway_settings import AUTO, GatewaySettings
 from gateway.link_programs import GATE, LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
+from gateway.neighbours import Neighbours
 from gateway.numbers import Options
 from gateway.plan import Plan
 from gateway.records import Object
@@ -33,6 +33,7 @@ from gateway.settings import Settings
 from gateway.sources import Sources
 from gateway.states import EngineError, locked
 from routing import forwarding
+from routing.forwarding import Forwarding
 from routing.own import Home
 from routing.steering import Marks
 
@@ -46,8 +47,11 @@ LARGEST = 4096
 class Gate:
     """Of one engine. `failed` is what should be so and is not, in words."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, settings: GatewaySettings) -> None:
         self.engine, self.sources = engine, Sources(engine)
+        self.neighbours = Neighbours(engine.datapath, settings.peers) if settings.peers else None
+        if not self.neighbours:
+            engine.datapath.set(hold_back=0)  # as an earlier agent may have left it
         self.programs = LinkPrograms(engine.where.pins, GATE)
         self.machines = Machines()
         self.failed: tuple[str, ...] = ()
@@ -75,6 +79,8 @@ class Gate:
         outcome, failed = held.apply(wanted, ids, options, home), list[str]()
         try:
             failed += self.sources.apply(machines.under, machines.titles, held.held, home)
+            if self.neighbours and settings.gateway.peers:
+                self.neighbours.follow(machines.wanted, held.held, settings.gateway.peers)
             self.stand(settings)
         except (EngineError, OSError) as error:
             failed.append(f"gateway: {error}")
@@ -125,6 +131,8 @@ class Gate:
             found.append("nothing is forwarded yet")
         if not self.answers:
             found.append("the resolver on this host does not answer: is skouter-resolver.service running?")
+        if self.neighbours:
+            found += self.neighbours.unready()
         if self.draining:
             found.append("it is about to end")
         return tuple(found)
@@ -136,6 +144,7 @@ class Gate:
             "inside": self.inside,
             "outside": self.outside,
             "unready": list(self.unready()),
+            "peers": self.neighbours.peers.numbers() if self.neighbours else {},
             "machines": [
                 {"source": str(source), "name": machines.titles[source], "group": group or "let through"}
                 for source, group in sorted(machines.under.items(), key=lambda item: str(item[0]))
@@ -144,6 +153,8 @@ class Gate:
 
     def hear(self, event: Event) -> str:
         """An event of some workload; the name of the machine whose it is, or nothing."""
+        if self.neighbours:
+            self.neighbours.hear(event)
         title = self.sources.titles.get(event.workload)
         if title is None:
             return ""
@@ -155,6 +166,13 @@ class Gate:
         self.draining = True
         with trio.move_on_after(settings.gateway.drain):
             await anext(signals)
+
+    async def run(self, settings: Settings) -> None:
+        """For ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.ask_resolver, settings)
+            if self.neighbours:
+                nursery.start_soon(self.neighbours.peers.run)
 
     async def ask_resolver(self, settings: Settings) -> None:
         """For ever: whether it answers, in `answers`."""

@@ -43,11 +43,11 @@ class DnsSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeersSettings:
-    """The other gateways: addresses or names of members with a port, and a Service of Kubernetes (namespace
-    and name) behind which they are; `dump` is in seconds."""
+    """The other gateways: addresses or names of members, and a Service of Kubernetes (namespace and name)
+    behind which they are. All listen on one port; `dump` is in seconds."""
 
     listen: Server
-    members: tuple[tuple[str, int], ...]
+    members: tuple[str, ...]
     key: str
     old_key: str | None = None
     service: tuple[str, str] | None = None
@@ -141,7 +141,7 @@ def _dns(reading: Reading) -> DnsSettings:
 
 def _peers(reading: Reading) -> PeersSettings | None:
     listen = reading.one(("peers", "listen"), lambda text: parse_server(text, PEERS_PORT))
-    members = reading.each(("peers", "members"), lambda text: _member(text, listen))
+    members = reading.each(("peers", "members"), _member)
     key = reading.one(("peers", "keyFile"), _path)
     if key is None and reading.sound(("peers", "keyFile")):
         mend = "write the path of a file that every gateway has: skouter gateway --make-key"
@@ -215,20 +215,15 @@ def _dns_server(text: str) -> Server:
     return parse_server(text, DNS_PORT)
 
 
-def _member(text: str, listen: Server | None) -> tuple[str, int]:
-    """An address or a name, with the port that we listen on where it says none."""
-    port = listen[1] if listen else PEERS_PORT
+def _member(text: str) -> str:
+    """An address or a name. All listen on one port, which `listen` has."""
     try:
-        address, port = parse_server(text, port)
-        return str(address), port
+        return str(_any_address(text))
     except BadAddressError:
-        host, colon, number = text.rpartition(":")
-        if not colon:
-            host, number = text, str(port)
-        if not _HOST.fullmatch(host) or not number.isdecimal() or not 0 < int(number) < 65536:
-            mend = f"write 10.0.0.1, [2001:db8::1]:{port} or gateways.internal:{port}"
+        if not _HOST.fullmatch(text):
+            mend = "write 10.0.0.1, 2001:db8::1 or gateways.internal; the port is that of listen"
             raise BadAddressError(f"{text!r} is neither an address nor a name", mend) from None
-        return host, int(number)
+        return text
 
 
 # ---- Shape ------------------------------------------------------------------------------------------------

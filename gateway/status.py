@@ -153,6 +153,8 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
 def _gateway_lines(gateway: dict[str, Any]) -> list[str]:
     out = [f"  gateway: clients on {gateway['inside']}, way out on {gateway['outside']}"]
     out += [f"  NOT READY: {why}" for why in gateway["unready"]]
+    if gateway["peers"]:
+        out.append(f"  peers: {', '.join(f'{name} {count}' for name, count in gateway['peers'].items())}")
     return out + [f"  machine {row['name']} {row['source']}: {row['group']}" for row in gateway["machines"]]
 
 

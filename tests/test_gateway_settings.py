@@ -17,7 +17,7 @@ snat: {ipv4: 203.0.113.7, ipv6: "2001:db8::7"}
 dns: {upstreams: [169.254.169.253, "[2001:db8::53]:5353"], capture: false, zones: {Corp.Example.: [10.0.0.2]}}
 peers:
   listen: "[::]:7000"
-  members: [10.0.1.5, "10.0.1.6:7001", "fd00::7", gateways.internal, "others.internal:7002"]
+  members: [10.0.1.5, "fd00::7", gateways.internal]
   keyFile: /etc/skouter/peer.key
   oldKeyFile: /etc/skouter/old.key
   dumpSeconds: 3
@@ -60,13 +60,7 @@ def test_all_of_it() -> None:
         ),
         peers=PeersSettings(
             (ip("::"), 7000),
-            (
-                ("10.0.1.5", 7000),
-                ("10.0.1.6", 7001),
-                ("fd00::7", 7000),
-                ("gateways.internal", 7000),
-                ("others.internal", 7002),
-            ),
+            ("10.0.1.5", "fd00::7", "gateways.internal"),
             "/etc/skouter/peer.key",
             "/etc/skouter/old.key",
             dump=3,
