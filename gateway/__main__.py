@@ -157,7 +157,14 @@ def do_explain(arguments: argparse.Namespace) -> int:
         host, port, protocol = allow.destination(arguments.destination)
     except allow.BadAllowError as error:
         return wrong(str(error))
-    verdict = explain(objects, workload_of(arguments, arguments.namespace_labels), host, port, protocol)
+    if arguments.source and arguments.workload:
+        return wrong("--source is a machine's, --workload a pod's or command's: write one of them")
+    workload = (
+        machine_of(arguments.source, objects)
+        if arguments.source
+        else workload_of(arguments, arguments.namespace_labels)
+    )
+    verdict = explain(objects, workload, host, port, protocol)
     if arguments.output == "json":
         emit(verdict.as_json())
     else:
@@ -248,6 +255,16 @@ def workload_of(arguments: argparse.Namespace, namespace_labels: str = "") -> An
         labels=labels_of("--workload", arguments.workload or ""),
         namespace_labels=labels_of("--namespace-labels", namespace_labels),
     )
+
+
+def machine_of(source: str, objects: list[Any]) -> Any:
+    from gateway.addresses import BadAddressError, parse_address
+    from gateway.selection import machine_at
+
+    try:
+        return machine_at(objects, parse_address(source))
+    except BadAddressError as error:
+        raise UsageError(f"--source: {error.wrong}; {error.mend}") from None
 
 
 def labels_of(option: str, text: str) -> dict[str, str]:

@@ -65,6 +65,7 @@ EXPLAIN_EPILOG = """
 examples:
   skouter policy explain egress.yaml --workload app=web example.com:443
   skouter policy explain egress.yaml --workload app=web --namespace shop 192.0.2.7:53/udp
+  skouter policy explain gateway/*.yaml --source 10.20.0.11 example.com:443
 """
 
 
@@ -260,6 +261,9 @@ def _add_policy(commands: Any) -> None:
     explain.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
     explain.add_argument(
         "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
+    )
+    explain.add_argument(
+        "--source", metavar="ADDRESS", help="or the machine behind a gateway that has this address"
     )
     explain.add_argument("--namespace", default="default", help="its namespace")
     explain.add_argument(

@@ -2,7 +2,7 @@
 
 Rules this file obeys:
 
-- A policy's number is this host's own: it goes out as the policy's digest, and comes in as what has that here.
+- A policy's number is this host's own: it goes out as the policy's digest, and comes in as what has it.
 - Keys are read again whenever the plan is made: who changes them needs no restart.
 """
 
