@@ -22,7 +22,6 @@ ALLOWED = {
         "ast",
         "collections",
         "base64",
-        "binascii",
         "contextlib",
         "dataclasses",
         "difflib",
