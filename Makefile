@@ -15,7 +15,8 @@ BIN = $(VENV)/bin
 PREFIX = /opt/skouter
 WORKERS = 3# processes that pass tests
 TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and coredns are the others
-UNIT = /usr/local/lib/systemd/system/skouter.service
+UNITS = /usr/local/lib/systemd/system
+SERVICES = skouter.service skouter-gateway.service skouter-resolver.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
 .PHONY: demo test lint format crds tools envtest test-node manifests image bench matrix install uninstall packages-% clean
@@ -80,18 +81,18 @@ install: packages-run
 	$(PREFIX)/bin/pip install --quiet .
 	cd / && $(PREFIX)/bin/python -m bpf.load $(PREFIX)/share/skouter
 	ln -sf $(PREFIX)/bin/skouter /usr/local/bin/skouter
-	install -m 644 -t $(PREFIX)/share/skouter deploy/systemd/10-skouter.conf deploy/systemd/web.yaml
-	install -D -m 644 deploy/systemd/skouter.service $(UNIT)
-	sed -i 's,/opt/skouter,$(PREFIX),' $(UNIT) $(PREFIX)/share/skouter/10-skouter.conf
+	install -m 644 -t $(PREFIX)/share/skouter deploy/systemd/10-skouter.conf deploy/systemd/*.yaml
+	install -D -m 644 -t $(UNITS) $(SERVICES:%=deploy/systemd/%)
+	sed -i 's,/opt/skouter,$(PREFIX),' $(SERVICES:%=$(UNITS)/%) $(PREFIX)/share/skouter/10-skouter.conf
 	install -d /etc/skouter/policies
 	[ -e /etc/skouter/agent.yaml ] || install -m 644 deploy/systemd/agent.yaml /etc/skouter
 	$(IF_SYSTEMD) systemctl daemon-reload
 
 # What somebody wrote under /etc/skouter stays.
 uninstall:
-	-$(IF_SYSTEMD) systemctl disable --quiet --now skouter.service
+	-$(IF_SYSTEMD) systemctl disable --quiet --now $(SERVICES)
 	-$(PREFIX)/bin/skouter uninstall
-	rm -rf $(PREFIX) /usr/local/bin/skouter $(UNIT)
+	rm -rf $(PREFIX) /usr/local/bin/skouter $(SERVICES:%=$(UNITS)/%)
 	! cmp -s deploy/systemd/agent.yaml /etc/skouter/agent.yaml || rm /etc/skouter/agent.yaml
 	-rmdir --ignore-fail-on-non-empty /etc/skouter/policies /etc/skouter
 	$(IF_SYSTEMD) systemctl daemon-reload

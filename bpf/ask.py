@@ -22,6 +22,7 @@ ETHERNET = struct.Struct(">12xH")
 IPV4 = struct.Struct(">BxH4xBB2x4s4s")
 IPV6 = struct.Struct(">IHBB16s16s")
 TCP = struct.Struct(">HHIIBBH4x")
+LONGEST_PREFIX = 128  # bits of an address, as a key of `sources`
 PROTOCOL, HOPS, PUSH = 6, 64, 0x18
 
 
@@ -75,10 +76,13 @@ class Door:
         return kernel.test_run(self.datapath.programs["outside"], frame)[0] == 1
 
     def steered(self, connection: Ends) -> Asker | None:
-        """The client of a connection that a workload's link sent here: whose link that is, its address says,
-        which is proven there. The server is the address that the connection is to."""
+        """The client of a connection that a workload's link or a gateway sent here: whose it is, its address
+        says, which is proven there. The server is the address that the connection is to."""
         here, there = connection.getsockname(), connection.getpeername()
         server, client = _plain(here[0]), _plain(there[0])
+        machine = self.datapath["sources"].get((LONGEST_PREFIX, pack_address(client)))
+        if machine:
+            return Asker(int(machine), client, there[1], server, here[1])
         for _, link in self.datapath["links"].items():
             row = self.datapath["workloads"].get(int(link.workload))
             if row and row.home and self.datapath["own"].get((pack_address(client), int(row.home))):

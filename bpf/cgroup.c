@@ -31,6 +31,7 @@
 #include "questions.h"
 #include "stages.h"
 #include "proxy.h"
+#include "share.h"
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 {
@@ -244,18 +245,6 @@ static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socke
 	s->netns = bpf_get_netns_cookie(ctx);
 	s->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
-}
-
-static __always_inline void ask_for(struct socket *s, const struct tuple *t)
-{
-	if (!s)
-		return;
-	s->asker = 0;
-	*(u16 *)s->server_port = 0;
-	if (!t)
-		return;
-	copy_address(s->server, t->remote);
-	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
 }
 
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t, int ipv4_hook)

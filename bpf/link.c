@@ -124,7 +124,7 @@ static __always_inline enum reason judge_alone(struct __sk_buff *skb, struct sub
 		return NEIGHBOUR;
 	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
 	if (reason == ALLOWED) {
-		flow.pad = 0;
+		flow.phase = 0;
 		flow.seal = 0;
 		__builtin_memcpy(&flow.tuple, &p->tuple, sizeof(flow.tuple));
 		set_flow(&flow, who, ALLOWED);

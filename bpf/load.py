@@ -56,11 +56,14 @@ HOOKS = {
     "getpeername6": Hook("peer6", ADDRESS, 30),
     "resolver": Hook("resolver", SKB, 1),
 }
-STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
+# In the order of enum stage; which of them each text has.
+EVERY_STAGE = ("question", "ask", "answer", "pattern", "alias", "records", "grant", "alone", "proxied")
+STAGES = EVERY_STAGE[:-2]
 # Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
 LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
 LINK_STAGES = ("question", "ask", "alone", "proxied")
-PROXY = ("whose", "outside", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
+# Attached nowhere: bpf/ask.py and bpf/share.py have them run.
+PROXY = ("whose", "outside", "inquire", "teach", "share")
 
 
 def maps_folder(root: Path) -> Path:
@@ -85,9 +88,9 @@ def build(root: Path, flags: tuple[str, ...] = (), links: bool = False) -> None:
         for name, (function, kind, attach) in (wanted_on_links() if links else wanted()).items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
         if links:
-            fill_stages(maps["link_stages"], [programs[f"link_{name}"] for name in LINK_STAGES])
+            fill_stages(maps["link_stages"], {name: programs[f"link_{name}"] for name in LINK_STAGES})
         else:
-            fill_stages(maps["stages"], [programs[name] for name in STAGES])
+            fill_stages(maps["stages"], {name: programs[name] for name in STAGES})
         programs_folder(root).mkdir(exist_ok=True)
         for name, fd in programs.items():
             path = programs_folder(root) / name
@@ -115,8 +118,9 @@ def wanted_on_links() -> dict[str, tuple[str, int, int]]:
     return {**stages, **{name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}}
 
 
-def fill_stages(table: int, programs: list[int]) -> None:
-    for index, program in enumerate(programs):
+def fill_stages(table: int, programs: dict[str, int]) -> None:
+    for name, program in programs.items():
+        index = EVERY_STAGE.index(name)
         kernel.update(table, index.to_bytes(4, sys.byteorder), program.to_bytes(4, sys.byteorder))
 
 

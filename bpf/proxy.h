@@ -22,6 +22,19 @@ static __always_inline int is_led_socket(const struct socket *s)
 	return s && s->asker;
 }
 
+/* Whom a socket asks for at connect(); NULL: nobody. */
+static __always_inline void ask_for(struct socket *s, const struct tuple *t)
+{
+	if (!s)
+		return;
+	s->asker = 0;
+	*(u16 *)s->server_port = 0;
+	if (!t)
+		return;
+	copy_address(s->server, t->remote);
+	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
+}
+
 /* The namespace's own loopback is where the proxy listens: not for a socket that is bound to a link, or lives
  * in another namespace. */
 static __always_inline struct proxy *proxy_of(struct bpf_sock_addr *ctx, const struct subject *who,
@@ -80,9 +93,8 @@ static __always_inline enum reason lead(struct bpf_sock_addr *ctx, const struct 
 		return NONE;
 	if (!listens(ctx, ipv4, port))
 		return PROXY_AWAY;
-	copy_address(s->server, t->remote);
+	ask_for(s, t);
 	s->asker = who->workload;
-	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
 	if (ipv4_hook) {
 		ctx->user_ip4 = bpf_htonl(IPV4_LOOPBACK);
 	} else {

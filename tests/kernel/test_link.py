@@ -18,20 +18,16 @@ from bpf.compile import INSTRUCTION
 from bpf.load import LINK, LINK_HOOKS
 from gateway.room import Room
 from tests.kernel import packets as p
-from tests.kernel.bench import SECOND, Namespace, now
+from tests.kernel.bench import FAMILY, SECOND, TCP, UDP, Namespace, now, wait_until
 from tests.kernel.link_lab import (
     ANY,
-    FAMILY,
     GOOD,
     PING,
     POD,
     POLICY,
     SITE,
-    TCP,
-    UDP,
     World,
     datagram,
-    wait_until,
 )
 
 families = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
