@@ -1,8 +1,9 @@
 """A steady load of new TCP connections, for a VM: `load.py RATE NAME[:PORT] ...`.
 
 Names are asked for once, as a program with a cache does; then there are RATE attempts a second, each from a
-source port of its own, to their addresses in turn. "begun" is printed when the first has come through. At the
-end of its input no more are begun, those under way are waited for, and the outcome is printed as JSON:
+source port of its own, to their addresses in turn. "begun" is printed when the first has come through, "on"
+each second then. At the end of its input no more are begun, those under way are waited for, and the outcome
+is printed as JSON:
 
     attempts    how many were begun
     failed      {errno's name or "timeout", and address: how many}; a lost SYN that came through later is none
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import select
 import socket
 import struct
@@ -82,11 +82,12 @@ def main() -> None:
     while load.waiting:
         load.wait(1)
     print("begun", flush=True)
-    os.set_blocking(0, False)
     turn = time.monotonic()
-    while os.read(0, 1) if select.select([0], [], [], 0)[0] else True:
+    while not select.select([0], [], [], 0)[0]:
         load.begin()
         turn += 1 / rate
+        if load.attempts % max(int(rate), 1) == 0:
+            print("on", flush=True)
         while (left := turn - time.monotonic()) > 0:
             load.wait(left)
         load.wait(0)

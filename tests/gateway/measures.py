@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from tests.topology import HERE, PATIENCE, end
 
 GATEWAY = HERE / "gateway"
 OVERTIME = 40 * PATIENCE  # seconds in which a load has ended that was told to
+_NUMBERS = itertools.count()
 
 
 @dataclass
@@ -25,6 +26,12 @@ class Load:
     processes: dict[str, subprocess.Popen[str]]
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def go_on(self, seconds: int) -> None:
+        """Waits until there were so many seconds' attempts more."""
+        for process in self.processes.values():
+            assert process.stdout is not None
+            assert ["on\n"] * seconds == [process.stdout.readline() for _ in range(seconds)]
+
     def stop(self) -> None:
         for process in self.processes.values():
             assert process.stdin is not None
@@ -32,7 +39,7 @@ class Load:
             process.stdin = None
         for vm, process in self.processes.items():
             out, _ = process.communicate(timeout=OVERTIME)
-            self.told[vm] = json.loads(out)
+            self.told[vm] = json.loads(out.splitlines()[-1])
 
     @property
     def attempts(self) -> int:
@@ -89,5 +96,16 @@ class Witness:
         end(self.process)
 
 
-def seconds(begin: float) -> float:
-    return time.monotonic() - begin
+@contextmanager
+def counted(lab: GatewayLab, match: str) -> Iterator[Callable[[], int]]:
+    """How many packets that nftables matches so have come outside since the block began."""
+    name = f"count{next(_NUMBERS)}"
+    chain = f"chain c {{ type filter hook prerouting priority -300; {match} counter name seen; }}"
+    lab.outside.checked("nft", "-f", "-", input=f"table inet {name} {{ counter seen {{}}\n{chain} }}")
+
+    def count() -> int:
+        told = json.loads(lab.outside.checked("nft", "-j", "list", "counter", "inet", name, "seen"))
+        return next(int(row["counter"]["packets"]) for row in told["nftables"] if "counter" in row)
+
+    yield count
+    lab.outside.checked("nft", "delete", "table", "inet", name)
