@@ -50,6 +50,10 @@ class Place:
         return self.state / "good.json"
 
     @property
+    def mirror(self) -> Path:
+        return self.state / "mirror"
+
+    @property
     def lock(self) -> Path:
         return self.run / "lock"
 
