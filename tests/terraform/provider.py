@@ -2,7 +2,7 @@
 
 Rules this file obeys:
 
-- A schema is served as it lies in the cache, and a state is taken as it was written. Every other question is
+- A schema is served as it was given, and a state is taken as it was written. Every other question is
   answered by an empty message, which means: no complaint. So what is planned has to be mocked.
 - The servers run in this process, and Terraform is told where, as it is of a provider in a debugger: nothing
   is started, installed or looked up, and no registry has to be named.
@@ -51,13 +51,13 @@ def _nothing(_request: bytes, _context: grpc.ServicerContext) -> bytes:
 
 
 @contextmanager
-def serving(schemas: dict[str, Path], sockets: Path) -> Iterator[dict[str, str]]:
+def serving(schemas: dict[str, bytes], sockets: Path) -> Iterator[dict[str, str]]:
     """Serves each schema as the provider of its name ("hashicorp/aws"); yields variables for Terraform."""
     with ExitStack() as stack:
         attached = {}
         for number, (name, schema) in enumerate(schemas.items()):
             socket = sockets / f"{number}.sock"
-            server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[SchemaOnly(schema.read_bytes())])
+            server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[SchemaOnly(schema)])
             server.add_insecure_port(f"unix:{socket}")
             server.start()
             stack.callback(lambda ending=server: ending.stop(None).wait())

@@ -182,7 +182,7 @@ class Module:
         }[struct.container]
 
     def _struct(self, attribute: Attribute) -> Struct | None:
-        """Of a class's endings the one counts that leaves a struct's name: a struct may be called ListToMap."""
+        """That ending counts which leaves the name of a struct: a struct may be called ListToMap."""
         if found := NESTED.search(attribute.getter):
             for container in CONTAINERS:
                 name = found[1].removesuffix(container)

@@ -24,6 +24,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tf.gen import tfplugin_pb2 as wire
+
 from tests.terraform import recover
 
 CACHE = Path(os.environ.get("SKOUTER_SCHEMAS") or "/var/cache/skouter/schemas")
@@ -61,6 +63,15 @@ def path(name: str) -> Path:
                 made.write_bytes(_recovered(_fetched(pin, Path(scratch))))
                 made.rename(kept)
     return kept
+
+
+def of(name: str, kinds: set[str]) -> bytes:
+    """The schema of the provider `name`, of its resources and data sources only these kinds."""
+    whole = wire.GetProviderSchema.Response.FromString(path(name).read_bytes())
+    for schemas in (whole.resource_schemas, whole.data_source_schemas):
+        for kind in set(schemas) - kinds:
+            del schemas[kind]
+    return whole.SerializeToString()
 
 
 def _fetched(pin: Pin, into: Path) -> Path:
