@@ -49,7 +49,7 @@ resource "aws_route" "ipv6" {
 }
 
 resource "aws_vpc_dhcp_options" "gateway" {
-  count = var.dns_for_vpc ? 1 : 0
+  count = var.dns_for_network ? 1 : 0
 
   domain_name         = var.domain_name
   domain_name_servers = [for zone in sort(keys(var.zones)) : aws_network_interface.gateway[zone].private_ip]
@@ -57,7 +57,7 @@ resource "aws_vpc_dhcp_options" "gateway" {
 }
 
 resource "aws_vpc_dhcp_options_association" "gateway" {
-  count = var.dns_for_vpc ? 1 : 0
+  count = var.dns_for_network ? 1 : 0
 
   vpc_id          = var.vpc_id
   dhcp_options_id = aws_vpc_dhcp_options.gateway[0].id

@@ -68,15 +68,15 @@ variable "public_addresses" {
   nullable    = false
 }
 
-variable "dns_for_vpc" {
+variable "dns_for_network" {
   description = "Whether DHCP tells the gateways' addresses as DNS servers: to the whole VPC, since DHCP options are per VPC. Otherwise point the clients there in their own configuration (output dns_servers)."
   type        = bool
   default     = false
   nullable    = false
 
   validation {
-    condition     = !var.dns_for_vpc || length(var.zones) <= 4
-    error_message = "dns_for_vpc: DHCP options have room for four DNS servers; write four zones at most."
+    condition     = !var.dns_for_network || length(var.zones) <= 4
+    error_message = "dns_for_network: DHCP options have room for four DNS servers; write four zones at most."
   }
 }
 

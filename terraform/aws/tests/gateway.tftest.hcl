@@ -88,7 +88,7 @@ run "as_it_comes" {
 run "everything" {
   variables {
     ipv6                = true
-    dns_for_vpc         = true
+    dns_for_network     = true
     take_over           = true
     health_clients      = ["10.9.0.0/24"]
     old_peer_key_secret = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:old-AbCdEf"

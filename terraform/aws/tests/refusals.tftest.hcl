@@ -53,10 +53,10 @@ run "a_route_table_of_two_zones" {
 run "five_dns_servers" {
   command = plan
   variables {
-    dns_for_vpc = true
-    zones       = { for letter in ["a", "b", "c", "d", "e"] : "us-east-1${letter}" => { subnet_id = "subnet-0${letter}", route_table_ids = [] } }
+    dns_for_network = true
+    zones           = { for letter in ["a", "b", "c", "d", "e"] : "us-east-1${letter}" => { subnet_id = "subnet-0${letter}", route_table_ids = [] } }
   }
-  expect_failures = [var.dns_for_vpc]
+  expect_failures = [var.dns_for_network]
 }
 
 run "a_key_instead_of_its_arn" {
