@@ -52,6 +52,7 @@ class Member:
     session: bytes = NOBODY
     claimed: bytes = NOBODY
     heard: float = -math.inf
+    since: float = -math.inf  # what is learned is pushed to it
     is_ready: bool = False
     asked: float = -math.inf  # for a dump
     is_wanted: bool = True  # what it knows should be asked for
@@ -67,7 +68,8 @@ class Member:
         """It is there; whether as another process than the last time."""
         is_new, was_away = self.session != session, self.heard + silence < now
         self.session, self.heard = session, now
-        self.is_wanted |= is_new or was_away
+        if is_new or was_away:
+            self.is_wanted, self.since = True, now
         self.has_told &= not is_new
         return is_new
 

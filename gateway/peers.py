@@ -22,11 +22,11 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
+from time import monotonic, time
 from typing import Protocol
 
 import trio
@@ -69,7 +69,7 @@ class Peers:
         dump_seconds: float = 10.0,
         pace: Pace = PACE,
         own: Callable[[], Collection[Address]] = own_addresses,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = time,
     ) -> None:
         session = secrets.token_bytes(facts.SESSION)
         self.store, self.port, self.dump_seconds = store, listen[1], dump_seconds
@@ -91,11 +91,12 @@ class Peers:
     async def run(self) -> None:
         """For ever. `ready` is set when another gateway that is ready has told all it knows, when all have,
         or when `dump_seconds` are over."""
-        async with trio.open_nursery() as self._nursery:
-            for made in self._sockets.values():
-                self._nursery.start_soon(self._receive, made)
-            for task in (self._members.follow, self._greet, self._tell, self._ask, self._end_waiting):
-                self._nursery.start_soon(task)
+        with closing(self):
+            async with trio.open_nursery() as self._nursery:
+                for made in self._sockets.values():
+                    self._nursery.start_soon(self._receive, made)
+                for task in (self._members.follow, self._greet, self._tell, self._ask, self._end_waiting):
+                    self._nursery.start_soon(task)
 
     def learned(self, digest: bytes, address: bytes) -> None:
         """By an answer: the others are told what the store has of it by then."""
@@ -125,9 +126,10 @@ class Peers:
 
     def heard(self) -> dict[Address, float]:
         """Seconds since each member was heard last; infinite where it never was."""
-        return {each.address: trio.current_time() - each.heard for each in self._members}
+        return {each.address: monotonic() - each.heard for each in self._members}
 
     def close(self) -> None:
+        """The end of :meth:`run` does it, too."""
         for made in self._sockets.values():
             made.close()
 
@@ -152,7 +154,7 @@ class Peers:
         while True:
             for member in self._members:
                 self._send(member, Hello(self.ready.is_set()))
-                if member.heard + self.pace.silence > trio.current_time():
+                if member.heard + self.pace.silence > monotonic():
                     self._dumps.want(member, self._nursery)
             self._dumps.tidy()
             await trio.sleep(self.pace.greeting)
@@ -201,7 +203,7 @@ class Peers:
                 raise sealing.RefusedError("no member")
             if len(datagram) > facts.DATAGRAM:
                 raise sealing.RefusedError("long")
-            opened = self._opener.open(datagram, self.wall(), trio.current_time())
+            opened = self._opener.open(datagram, self.wall(), monotonic())
             self._hear(member, opened)
         except sealing.RefusedError as error:
             self.counts[f"refused: {error}"] += 1
@@ -216,7 +218,7 @@ class Peers:
             member.claimed = opened.session
             self._send(member, Hello(self.ready.is_set()), opened.session)
             return
-        is_new = member.prove(opened.session, trio.current_time(), self.pace.silence)
+        is_new = member.prove(opened.session, monotonic(), self.pace.silence)
         if isinstance(message, Hello):
             member.is_ready = message.is_ready
         if is_new:
