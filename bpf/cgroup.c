@@ -233,7 +233,7 @@ int resolver(struct __sk_buff *skb)
 
 	if (skb->ifindex != LOOPBACK_IFINDEX || read_packet(skb, &p, 1) || p.protocol != IPPROTO_UDP)
 		return PASS;
-	if (is_resolver(0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
+	if (is_resolver(0, 0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
 		stage(skb, STAGE_ANSWER, HOOK_RESOLVER, p.transport + 8, 0);
 	return PASS;
 }

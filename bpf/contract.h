@@ -96,13 +96,13 @@ struct proxy {
 	__u32 pad;
 };
 
-/* Of home 0: an address of the gateway itself. */
 struct own_key {
 	__u8 address[16];
 	__u64 home;
 };
 
-/* Whose packets these are, on a gateway: all machines below a prefix are one workload, whose home is 0. */
+/* Whose packets these are, on a gateway: all machines below a prefix are one workload. Its home is the gateway's
+ * own network namespace. */
 struct source_key {
 	__u32 bits;               /* 128 of one address, 96 more than IPv4 says */
 	__u8 address[16];

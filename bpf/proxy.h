@@ -85,7 +85,8 @@ static __always_inline enum reason lead(struct bpf_sock_addr *ctx, const struct 
 	struct proxy *proxy;
 	u16 port;
 
-	if (!s || !may_be_resolver(who->flags, t->remote_port) || !is_resolver(who->policy, t->remote, t->remote_port))
+	if (!s || !may_be_resolver(who->flags, t->remote_port) ||
+	    !is_resolver(who->policy, who->flags, t->remote, t->remote_port))
 		return NONE;
 	proxy = proxy_of(ctx, who, s);
 	port = proxy ? ipv4 ? *(u16 *)proxy->port4 : *(u16 *)proxy->port6 : 0;
@@ -228,7 +229,9 @@ static __always_inline u32 find_message(struct __sk_buff *skb, struct subject *w
 	skb->cb[CB_HOOK] = HOOK_PROXY;
 	if (!find_asker(skb, who) || !who->policy || read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
 		return 0;
-	return is_resolver(who->policy, p.tuple.remote, p.tuple.remote_port) ? p.transport + TCP_HEADER : 0;
+	if (!is_resolver(who->policy, who->flags, p.tuple.remote, p.tuple.remote_port))
+		return 0;
+	return p.transport + TCP_HEADER;
 }
 
 int inquire(struct __sk_buff *skb)

@@ -74,7 +74,16 @@ enum flag {
 	SHARED = 4096,            /* peers are told what is learned, and asked for what is missed */
 };
 
-enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER, HOOK_LINK, HOOK_PROXY, HOOK_GATEWAY };
+enum hook {
+	HOOK_EGRESS = 1,
+	HOOK_INGRESS,
+	HOOK_CONNECT,
+	HOOK_SENDMSG,
+	HOOK_RESOLVER,
+	HOOK_LINK,
+	HOOK_PROXY,
+	HOOK_GATEWAY,
+};
 
 enum verdict { DROP, PASS, WOULD_DROP };
 

@@ -19,7 +19,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, closing
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -31,7 +31,6 @@ from gateway.cgroup_tree import CgroupTree
 from gateway.dns_service import AgentProxy
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
-from gateway.gate import Gate
 from gateway.good_files import GoodFiles
 from gateway.node_pods import NodePods, refuse_version_1
 from gateway.notify import NOTICE, Notifier, say
@@ -48,6 +47,9 @@ from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
 from routing.own import changes, drain
 from routing.steering import Marks
+
+if TYPE_CHECKING:
+    from gateway.gate import Gate
 
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
@@ -132,7 +134,10 @@ class _Agent:
         self.undo.callback(engine.close)
         engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
         gateway = self.settings.gateway
-        self.gate = Gate(engine, gateway) if gateway else None
+        if gateway:
+            from gateway.gate import Gate  # late: what it imports is nothing to a node's agent
+
+            self.gate = Gate(engine, gateway)
         if self.mirror and self.gate and self.gate.neighbours:
             self.mirror.meet = self.gate.neighbours.peers.members
         upstream = gateway.dns.port if gateway else 0

@@ -6,7 +6,7 @@ The rules this file must obey:
 * A fact carries no name and no number of one host's: a policy by its digest, which is the same wherever the
   same rules are in force; a peer by its id, the hash of its text; an address; and for how many seconds still.
 * Seconds are rounded down, and what a message was under way is taken off by whoever reads it. So no fact
-  lives longer for being passed on, however often it goes round.
+  lives longer for being passed on, however often it goes round, but by what two clocks are apart.
 * A message is one datagram that no path of IPv6 cuts in pieces (RFC 8200 5), seals and headers included.
 * What can't be read whole is refused whole.
 

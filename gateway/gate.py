@@ -20,10 +20,11 @@ import trio
 from dnslib import DNSError, DNSRecord
 
 from bpf.events import Event
+from bpf.load import GATEWAY
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.gateway_settings import AUTO, GatewaySettings
-from gateway.link_programs import GATE, LinkPrograms
+from gateway.link_programs import LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
 from gateway.neighbours import Neighbours
 from gateway.numbers import Options
@@ -52,7 +53,7 @@ class Gate:
         self.neighbours = Neighbours(engine.datapath, settings.peers) if settings.peers else None
         if not self.neighbours:
             engine.datapath.set(hold_back=0)  # as an earlier agent may have left it
-        self.programs = LinkPrograms(engine.where.pins, GATE)
+        self.programs = LinkPrograms(engine.where.pins, GATEWAY)
         self.machines = Machines()
         self.failed: tuple[str, ...] = ()
         self.inside = self.outside = ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
-from gateway.link_programs import LinkPrograms
+from gateway.link_programs import detach_everywhere
 from gateway.place import Place
 from gateway.states import locked
 from routing import steering
@@ -18,7 +19,8 @@ def off(where: Place) -> list[str]:
     for cgroup in (where.cgroup, where.hierarchy):
         if cgroup.is_dir():
             gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
-    for step in (LinkPrograms(where.pins).detach_all, lambda: steering.remove(where.name)):
+    steps = (partial(detach_everywhere, where.pins), partial(steering.remove, where.name))
+    for step in steps:
         try:
             gone += step()
         except OSError as error:  # the others are not to stay for it

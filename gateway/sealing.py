@@ -20,7 +20,6 @@ The rules this file must obey:
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 from dataclasses import dataclass, field
 
@@ -74,7 +73,7 @@ def read_key(text: str) -> Key:
     """From a key file: base64 in one line; raises :class:`ValueError`."""
     try:
         secret = base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("not base64: make a key with 'skouter gateway --make-key'") from error
     if len(secret) < SECRET:
         raise ValueError(

@@ -23,7 +23,6 @@ ALLOWED = {
         "ast",
         "collections",
         "base64",
-        "binascii",
         "contextlib",
         "dataclasses",
         "difflib",

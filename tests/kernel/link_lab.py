@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bpf import kernel
 from bpf.compile import INSTRUCTION
-from bpf.load import LINK, LINK_HOOKS
+from bpf.load import LINK, LINKS
 from routing import own
 from tests.kernel import packets as p
 from tests.kernel.bench import FAMILY, LATER, TCP, Bench, Namespace, inside, now
@@ -188,7 +188,7 @@ class World:
 
     def attach(self) -> None:
         with self.lab.node.entered():
-            for name, hook in LINK_HOOKS.items():
+            for name, hook in LINKS.hooks.items():
                 if kernel.program_info(self.b.d.for_links()[name]).id not in kernel.attached(
                     self.lab.index, hook
                 ):
@@ -196,7 +196,7 @@ class World:
 
     def detach(self) -> None:
         with self.lab.node.entered():
-            for name, hook in LINK_HOOKS.items():
+            for name, hook in LINKS.hooks.items():
                 if kernel.program_info(self.b.d.for_links()[name]).id in kernel.attached(
                     self.lab.index, hook
                 ):
