@@ -1,4 +1,4 @@
-"""A gateway with one interface for both ways, that of its default route: the source says whose a packet is."""
+"""A gateway with one interface for both ways, that of its default route: sources say whose a packet is."""
 
 from __future__ import annotations
 
