@@ -211,8 +211,7 @@ def configuration(gateway: Gateway) -> dict[str, Any]:
     """gateway.yaml, as JSON, which YAML is, too."""
     lab = gateway.lab
     return {
-        "inside": "inside",
-        "outside": "outside",
+        **({} if lab.one_armed else {"inside": "inside", "outside": "outside"}),
         "clients": list(CLIENTS),
         "policies": str(lab.folder / "policies"),
         "floor": FLOOR,
