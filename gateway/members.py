@@ -87,13 +87,15 @@ class Members:
     ) -> None:
         self.names, self.pace, self.own, self.changed, self.counts = names, pace, own, changed, counts
         self._members: dict[Address, Member] = {}
+        self._by_text: dict[str, Member] = {}
         self._given, self._found = frozenset[Address](), dict[str, frozenset[Address]]()
 
     def __iter__(self) -> Iterator[Member]:
         return iter(tuple(self._members.values()))
 
-    def get(self, address: Address) -> Member | None:
-        return self._members.get(address)
+    def find(self, text: str) -> Member | None:
+        """By the address as a socket tells it (inet_ntop(3))."""
+        return self._by_text.get(text)
 
     @property
     def are_found(self) -> bool:
@@ -130,6 +132,7 @@ class Members:
         if came[room:]:
             self.counts["members left out"] += len(came[room:])
         self._members |= {member.address: member for member in came[:room]}
+        self._by_text = {_text(member.address): member for member in self}
         self.changed(came[:room])
 
 
@@ -138,9 +141,8 @@ async def _resolve(name: str) -> frozenset[Address]:
     with suppress(ValueError):
         return frozenset({ipaddress.ip_address(name)})
     found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-    return frozenset(plain(str(where[0])) for *_, where in found)
+    return frozenset(ipaddress.ip_address(str(where[0]).partition("%")[0]) for *_, where in found)
 
 
-def plain(text: str) -> Address:
-    """Without the zone of a link-local one."""
-    return ipaddress.ip_address(text.partition("%")[0])
+def _text(address: Address) -> str:
+    return socket.inet_ntop(socket.AF_INET if address.version == 4 else socket.AF_INET6, address.packed)

@@ -33,7 +33,7 @@ import trio
 
 from gateway import facts, peer_sockets, sealing
 from gateway.facts import NOBODY, Answer, Done, Dump, DumpRequest, Fact, Hello, Message, Push, Query
-from gateway.members import PACE, Member, Members, Pace, plain
+from gateway.members import PACE, Member, Members, Pace
 from gateway.peer_dumps import Dumps
 from routing.own import Address, own_addresses
 
@@ -76,7 +76,7 @@ class Peers:
         self.pace, self.wall, self.ready, self.counts = pace, wall, trio.Event(), Counter[str]()
         self._session, self._sealer = session, sealing.Sealer(keys, session)
         self._opener = sealing.Opener(keys, session)
-        self._members = Members(names, pace, own, self._greet_new, self.counts)
+        self._members = Members(names, pace, own, self._follow, self.counts)
         self._dumps = Dumps(store, self._members, pace, self._send, self._consider, self.counts)
         self._learned: dict[tuple[bytes, bytes], None] = {}
         self._missed: dict[tuple[bytes, bytes], None] = {}
@@ -84,7 +84,7 @@ class Peers:
         self._queries: dict[int, tuple[set[Address], trio.Event]] = {}
         self._inbox: list[tuple[Groups, Member, Dump | None]] = []
         self._sockets = {made.family: made for made in peer_sockets.listen(*listen)}
-        self._admit(keys)
+        self.use(keys)
 
     # ---- For the agent
 
@@ -114,9 +114,10 @@ class Peers:
 
     def use(self, keys: sealing.Keys) -> None:
         """In place of the keys so far. Nobody needs to begin anew."""
+        self._keys = keys
         self._sealer.use(keys)
         self._opener.use(keys)
-        self._admit(keys)
+        self._admit()
 
     def numbers(self) -> dict[str, int]:
         """What was done so far; `members` and `heard` are of this moment."""
@@ -133,9 +134,9 @@ class Peers:
         for made in self._sockets.values():
             made.close()
 
-    def _admit(self, keys: sealing.Keys) -> None:
+    def _admit(self) -> None:
         for made in self._sockets.values():
-            peer_sockets.admit(made, keys)
+            peer_sockets.admit(made, self._keys, self.heard())
 
     def _note(self, where: dict[tuple[bytes, bytes], None], digest: bytes, address: bytes, lost: str) -> None:
         if len(where) < PENDING:
@@ -145,8 +146,9 @@ class Peers:
 
     # ---- Greetings
 
-    def _greet_new(self, members: Iterable[Member]) -> None:
-        for member in members:
+    def _follow(self, new: Iterable[Member]) -> None:
+        self._admit()
+        for member in new:
             self._send(member, Hello(self.ready.is_set()))
         self._consider()
 
@@ -198,7 +200,7 @@ class Peers:
     def _take(self, datagram: bytes, source: tuple[str, int]) -> None:
         self.counts["received"] += 1
         try:
-            member = self._members.get(plain(source[0]))
+            member = self._members.find(source[0])
             if member is None or source[1] != self.port:
                 raise sealing.RefusedError("no member")
             if len(datagram) > facts.DATAGRAM:

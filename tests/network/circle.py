@@ -164,6 +164,7 @@ class Stranger:
 
     async def meet(self, gateway: Peers) -> None:
         """Each has proven to the other that it is there."""
+        await until(gateway.heard)  # it knows its members
         await self.say(gateway, self.seal(Hello(True), facts.NOBODY))
         await self.hear(Hello)
         await self.say(gateway, Hello(True))
