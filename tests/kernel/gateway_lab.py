@@ -49,7 +49,6 @@ TABLE = """
 table inet test {
 	chain capture {
 		type nat hook prerouting priority dstnat;
-		iifname in0 udp dport 53 redirect to :53
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
@@ -60,6 +59,7 @@ table inet test {
 	}
 }
 """
+CAPTURE = "add rule inet test capture iifname in0 udp dport 53 redirect to :53"
 FORWARD = [
     f"add rule inet test forward {rule}"
     for rule in (
@@ -103,7 +103,9 @@ class Site:
         )
         quiet(self.gateway)
         with self.gateway.entered():
-            subprocess.run(["nft", "-f", "-"], input="\n".join((TABLE, *FORWARD)), text=True, check=True)
+            subprocess.run(
+                ["nft", "-f", "-"], input="\n".join((TABLE, CAPTURE, *FORWARD)), text=True, check=True
+            )
             self.home = own.namespace_cookie()
             self.index = socket.if_nametoindex("in0")
 
@@ -167,6 +169,15 @@ class Machines:
         finally:
             self.nft("flush chain inet test forward", *FORWARD)
             self.attach()
+
+    @contextmanager
+    def uncaught(self) -> Iterator[None]:
+        """Nothing leads questions for other servers to the gateway's own."""
+        self.nft("flush chain inet test capture")
+        try:
+            yield
+        finally:
+            self.nft(CAPTURE)
 
     def nft(self, *lines: str) -> None:
         with self.site.gateway.entered():
