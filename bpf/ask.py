@@ -23,6 +23,7 @@ ETHERNET = struct.Struct(">12xH")
 IPV4 = struct.Struct(">BxH4xBB2x4s4s")
 IPV6 = struct.Struct(">IHBB16s16s")
 TCP = struct.Struct(">HHIIBBH4x")
+LONGEST_PREFIX = 128  # bits of an address, as a key of `sources`
 PROTOCOL, HOPS, PUSH = 6, 64, 0x18
 
 
@@ -80,12 +81,14 @@ class Door:
         address says, which is proven on a link. The server is the address that the connection is to."""
         here, there = connection.getsockname(), connection.getpeername()
         server, client = _plain(here[0]), _plain(there[0])
+        machine = self.datapath["sources"].get((LONGEST_PREFIX, pack_address(client)))
+        if machine:
+            return Asker(int(machine), client, there[1], server, here[1])
         for _, link in self.datapath["links"].items():
             row = self.datapath["workloads"].get(int(link.workload))
             if row and row.home and self.datapath["own"].get((pack_address(client), int(row.home))):
                 return Asker(int(link.workload), client, there[1], server, here[1])
-        machine = self.datapath["sources"].get((128, pack_address(client)))
-        return Asker(int(machine), client, there[1], server, here[1]) if machine else None
+        return None
 
     def stands(self, asker: Asker) -> bool:
         """Whether the workload has a policy still, and that trusts the server."""

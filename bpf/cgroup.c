@@ -31,6 +31,7 @@
 #include "questions.h"
 #include "stages.h"
 #include "proxy.h"
+#include "share.h"
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 {

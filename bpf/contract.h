@@ -25,6 +25,7 @@ enum limit {
 	STATES = 8192,            /* of the automaton of one policy's patterns; 0 is dead, 1 the first */
 	SUFFIXES = 8,             /* search suffixes that one name may end in */
 	GRANTS_AT_ONCE = 16,      /* addresses, for one of their peers each, learned in one stage */
+	FACTS_AT_ONCE = 16,       /* of another gateway, taken in one run */
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */
@@ -328,6 +329,14 @@ struct answer_event {
 	struct event event;
 	__u64 expires;
 	char name[256];
+};
+
+/* What another gateway has learned: an address of a peer of a policy, under the number that it has here. */
+struct fact {
+	__u64 policy;
+	__u64 peer;
+	__u8 address[16];
+	__u64 seconds;            /* that it is good for still */
 };
 
 /* What the reader of one DNS answer keeps: outside the registers, or the verifier's states explode. */

@@ -71,9 +71,9 @@ static __always_inline int leads_back(const u8 *address)
 	       first == 0xfd000ec2 || first == 0xfd2000ce;             /* AWS's and Google's metadata */
 }
 
-/* Whether this name may not teach this address: also where it lies in the operator's own ranges, or in the
+/* Whether a name may not teach this address: also where it lies in the operator's own ranges, or in the
  * cluster's, whose names alone say what is there. */
-static __always_inline int never_learned(const struct slate *s, const u8 *address)
+static __always_inline int never_learned(const u8 *address, u32 of_cluster)
 {
 	struct prefix_key key = {.bits = 128 + 16};
 	u32 *range;
@@ -82,7 +82,7 @@ static __always_inline int never_learned(const struct slate *s, const u8 *addres
 		return 1;
 	__builtin_memcpy(key.address, address, 16);
 	range = never.lookup(&key);
-	return range && (*range == NEVER || (*range == CLUSTER && !s->cluster));
+	return range && (*range == NEVER || (*range == CLUSTER && !of_cluster));
 }
 
 /* Times first, the peer last: a slot that is half written admits nobody. */
@@ -241,7 +241,7 @@ static __always_inline void learn_address(struct slate *s, struct subject *who, 
 	int first = !turn, news = 0;
 
 	who->peer = s->wanting[turn & (4 * PEERS - 1)];
-	if (r->mapped || never_learned(s, r->address)) {
+	if (r->mapped || never_learned(r->address, s->cluster)) {
 		reason = NEVER_LEARNED;
 	} else if (s->wants) {
 		reason = grant_address(who->policy, r->address, who->peer, lasts, now, &news);
