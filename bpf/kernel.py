@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ ffi.cdef(
     int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
     int bpf_map_delete_elem(int fd, const void *key);
     int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+    int bpf_map_lookup_batch(int fd, void *before, void *behind, void *keys, void *values, uint32_t *count,
+                             const void *options);
     int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t entries,
                        const struct map_options *options);
     int bpf_prog_attach(int prog, int target, int type, unsigned int flags);
@@ -149,6 +151,22 @@ def next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
         return None
     _checked(result, "map walk")
     return bytes(ffi.buffer(found))
+
+
+def rows(fd: int, key: int, value: int, at_once: int = 4096) -> Iterator[tuple[bytes, bytes]]:
+    """All rows of a hash table, by many in each call: (keys, values), one behind the other, `key` and `value`
+    bytes each. What changes meanwhile may be there or not (BPF_MAP_LOOKUP_BATCH, Linux 5.6).
+    """
+    at, count, result = ffi.new("uint32_t *"), ffi.new("uint32_t *"), 0
+    keys, values = ffi.new("char[]", at_once * key), ffi.new("char[]", at_once * value)
+    before = ffi.NULL
+    while result == 0:
+        count[0] = at_once
+        result = _lib.bpf_map_lookup_batch(fd, before, at, keys, values, count, ffi.NULL)
+        if result != -errno.ENOENT:  # which is the end, with what was left
+            _checked(result, "map walk")
+        yield ffi.buffer(keys)[: count[0] * key], ffi.buffer(values)[: count[0] * value]
+        before = at
 
 
 def pin(fd: int, path: Path) -> None:

@@ -28,14 +28,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing import netlink, nft, sysctls
-from routing.forwarding_table import Forwarding, table
+from routing.forwarding_table import Forwarding, table, way_for_all
 from routing.netlink import GO_TO, NOTHING, PROHIBIT, Rule
 from routing.nft import Json, changes
 from routing.own import drain
 from routing.steering import families
 from routing.sysctls import Setting
 
-__all__ = ("Forwarding", "apply", "changes", "default_interface", "difference", "drain", "plan", "remove")
+__all__ = (
+    "Forwarding",
+    "apply",
+    "changes",
+    "default_interface",
+    "difference",
+    "drain",
+    "open_to_all",
+    "plan",
+    "remove",
+)
 
 PRIORITIES = range(54, 57)  # behind steering.py's, which is for this host, before all others
 ADMITTED, REFUSED, BEHIND = PRIORITIES
@@ -151,12 +161,22 @@ def apply(name: str, wanted: Forwarding, kept: Path) -> list[str]:
     done = []
     if change.write_table:  # first: where it can't be written, nothing is
         nft.write(_table_name(name), table(_table_name(name), wanted))
-        _remember(name, planned.table, kept)
+        _remember(name, planned.table, kept, way_for_all(_table_name(name), wanted.marks))
         done.append(f"wrote table inet {_table_name(name)} of nftables")
     if change.add_rules or change.remove_rules:
         netlink.set_rules(PRIORITIES, planned.rules)
         done.append(f"wrote rules of priorities {ADMITTED} to {BEHIND}")
     return done + sysctls.write(change.settings, kept)
+
+
+def open_to_all(name: str, kept: Path) -> list[str]:
+    """Break-glass: whatever clients send is forwarded, marked or not, until the next :func:`apply`. What was
+    done, in words; nothing where nothing is forwarded."""
+    way = sysctls.remembered(kept).get("table", {}).get("way for all")
+    if not way or not nft.read(_table_name(name)):
+        return []
+    nft.insert(way)
+    return [f"the program's mark from what table inet {_table_name(name)} asks of clients"]
 
 
 def remove(name: str, kept: Path) -> list[str]:
@@ -187,9 +207,10 @@ def _look(name: str, planned: Standing, kept: Path) -> Standing:
     )
 
 
-def _remember(name: str, wanted: str, kept: Path) -> None:
+def _remember(name: str, wanted: str, kept: Path, way: Json) -> None:
     listed = _digest(nft.read(_table_name(name)))
-    sysctls.remember(kept, sysctls.remembered(kept) | {"table": {"wanted": wanted, "listed": listed}})
+    about = {"wanted": wanted, "listed": listed, "way for all": way}
+    sysctls.remember(kept, sysctls.remembered(kept) | {"table": about})
 
 
 def _digest(objects: tuple[Json, ...]) -> str:

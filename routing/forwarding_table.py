@@ -96,6 +96,13 @@ def table(name: str, wanted: Forwarding) -> tuple[Json, ...]:
     return tuple(made.objects)
 
 
+def way_for_all(name: str, marks: Marks) -> Json:
+    """A rule that lets through whatever clients send on, in front of all that refuses it."""
+    stands = {"|": [{"&": [MARK, 0xFFFFFFFF & ~marks.mask]}, marks.guarded]}
+    place: Json = {"family": FAMILY, "table": name, "chain": "judge"}
+    return {"rule": {**place, "expr": [_set_mark(stands), ACCEPT]}}
+
+
 # ---- Chains -----------------------------------------------------------------------------------------------
 
 
