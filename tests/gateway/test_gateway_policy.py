@@ -180,7 +180,7 @@ def test_no_private_source_comes_outside(gates: Gates) -> None:
     for vm in VMS:
         for addresses in ZONE.values():
             for address in addresses:
-                lab.inside(vm, f"connect({address!r}, seconds=0.5)")
+                lab.inside(vm, f"connect({address!r}, seconds=0.05)")
     assert witness.private() == {"packets": 0, "first": ""}
     witness.close()
 
