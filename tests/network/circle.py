@@ -146,15 +146,16 @@ class Stranger:
 
     async def say(self, gateway: Peers, *what: Message | bytes) -> None:
         """Sealed, where it is no datagram yet."""
-        where = next(made.getsockname() for made in gateway._sockets.values())
         for each in what:
-            await self.socket.sendto(each if isinstance(each, bytes) else self.seal(each), where)
+            await self.socket.sendto(each if isinstance(each, bytes) else self.seal(each), where(gateway))
 
-    async def hear(self, *kinds: type[Message]) -> Message:
-        """The next message of such a kind. What a gateway says of itself, and its greetings, is noted."""
+    async def hear(self, *kinds: type[Message], of: Peers | None = None) -> Message:
+        """The next message of such a kind. Whose session it came in is noted."""
         with trio.fail_after(SOON):
             while True:
-                data, _ = await self.socket.recvfrom(2000)
+                data, source = await self.socket.recvfrom(2000)
+                if of and source != where(of):
+                    continue
                 with suppress(sealing.RefusedError):
                     opened = self.opener.open(data, time(), trio.current_time())
                     _, message = facts.decode(opened.message)
@@ -166,7 +167,7 @@ class Stranger:
         """Each has proven to the other that it is there."""
         await until(gateway.heard)  # it knows its members
         await self.say(gateway, self.seal(Hello(True), facts.NOBODY))
-        await self.hear(Hello)
+        await self.hear(Hello, of=gateway)
         await self.say(gateway, Hello(True))
         await until(lambda: any(each.session == self.session for each in gateway._members))
 
@@ -177,6 +178,11 @@ class Stranger:
             while True:
                 found.append(await self.hear(*kinds))
         return found
+
+
+def where(gateway: Peers) -> tuple[str, int]:
+    (made,) = gateway._sockets.values()
+    return made.getsockname()
 
 
 def _bound(host: str, port: int) -> socket.socket:

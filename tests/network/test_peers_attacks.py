@@ -28,6 +28,7 @@ from tests.network.circle import (
     in_a_circle,
     proven,
     until,
+    where,
 )
 
 FEW = [address(number) for number in range(5)]
@@ -49,11 +50,6 @@ def refusals(gateway: Peers) -> dict[str, int]:
         name.partition(": ")[2]: n for name, n in gateway.numbers().items() if name.startswith("refused: ")
     }
     return {name: count for name, count in found.items() if count}
-
-
-def where(gateway: Peers) -> tuple[str, int]:
-    (made,) = gateway._sockets.values()
-    return made.getsockname()
 
 
 @in_a_circle
@@ -97,6 +93,7 @@ async def test_what_was_caught_before_a_gateway_began_anew_says_nothing_to_it(ci
                 stranger.seal(Hello(True)),
             ]
             nursery.cancel_scope.cancel()
+        await greetings(stranger)  # and what else was under way
         full = Memory()
         full.learn(FEW[1])
         gateway = circle.gateway(1, circle.members(2), full)
