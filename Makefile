@@ -3,6 +3,8 @@ PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 nf
 LAB = unbound bind9-dnsutils curl wget procps util-linux
 TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp openssl golang-github-containers-common
 
+RIVALS = dnsmasq-base squid-openssl# what the bench of gateways measures beside
+
 # virtiofsd has a package of its own from Debian 13 on; before, it comes with QEMU.
 MATRIX = $(TESTS) qemu-system-x86 busybox-static kmod \
   $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
@@ -15,13 +17,17 @@ BIN = $(VENV)/bin
 PREFIX = /opt/skouter
 WORKERS = 3# processes that pass tests
 TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and coredns are the others
-UNIT = /usr/local/lib/systemd/system/skouter.service
+UNITS = /usr/local/lib/systemd/system
+SERVICES = skouter.service skouter-gateway.service skouter-resolver.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo test lint format crds tools envtest test-node manifests image bench matrix install uninstall packages-% clean
+.PHONY: demo demo-gateway test lint format crds tools envtest test-node manifests image bench bench-gateway matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
+
+demo-gateway: packages-lab $(VENV)/ready
+	$(BIN)/python -m tests.demo_gateway
 
 # Tests wait more than they compute, so there are more workers than processors, and each may take its time. A file's
 # tests stay together, for what they share; the order is that of the folders, since the longest come first there.
@@ -62,6 +68,9 @@ test-node: packages-node $(VENV)/ready-dev
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench
 
+bench-gateway: packages-rivals $(VENV)/ready-dev
+	$(BIN)/python -m tests.bench.gateway
+
 # Each of Debian's kernels is booted in QEMU, without KVM: minutes for each.
 matrix: packages-matrix $(VENV)/ready-dev
 	$(BIN)/python -m tests.matrix
@@ -80,18 +89,18 @@ install: packages-run
 	$(PREFIX)/bin/pip install --quiet .
 	cd / && $(PREFIX)/bin/python -m bpf.load $(PREFIX)/share/skouter
 	ln -sf $(PREFIX)/bin/skouter /usr/local/bin/skouter
-	install -m 644 -t $(PREFIX)/share/skouter deploy/systemd/10-skouter.conf deploy/systemd/web.yaml
-	install -D -m 644 deploy/systemd/skouter.service $(UNIT)
-	sed -i 's,/opt/skouter,$(PREFIX),' $(UNIT) $(PREFIX)/share/skouter/10-skouter.conf
+	install -m 644 -t $(PREFIX)/share/skouter deploy/systemd/10-skouter.conf deploy/systemd/*.yaml
+	install -D -m 644 -t $(UNITS) $(SERVICES:%=deploy/systemd/%)
+	sed -i 's,/opt/skouter,$(PREFIX),' $(SERVICES:%=$(UNITS)/%) $(PREFIX)/share/skouter/10-skouter.conf
 	install -d /etc/skouter/policies
 	[ -e /etc/skouter/agent.yaml ] || install -m 644 deploy/systemd/agent.yaml /etc/skouter
 	$(IF_SYSTEMD) systemctl daemon-reload
 
 # What somebody wrote under /etc/skouter stays.
 uninstall:
-	-$(IF_SYSTEMD) systemctl disable --quiet --now skouter.service
+	-$(IF_SYSTEMD) systemctl disable --quiet --now $(SERVICES)
 	-$(PREFIX)/bin/skouter uninstall
-	rm -rf $(PREFIX) /usr/local/bin/skouter $(UNIT)
+	rm -rf $(PREFIX) /usr/local/bin/skouter $(SERVICES:%=$(UNITS)/%)
 	! cmp -s deploy/systemd/agent.yaml /etc/skouter/agent.yaml || rm /etc/skouter/agent.yaml
 	-rmdir --ignore-fail-on-non-empty /etc/skouter/policies /etc/skouter
 	$(IF_SYSTEMD) systemctl daemon-reload
@@ -110,10 +119,11 @@ $(VENV)/ready-dev: $(VENV)/ready
 packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
+packages-rivals: NEEDED = $(PACKAGES) $(TESTS) $(RIVALS)
 packages-matrix: NEEDED = $(PACKAGES) $(MATRIX)
 packages-node: NEEDED = $(PACKAGES) $(NODE)
 packages-image: NEEDED = buildah debootstrap
-packages-run packages-lab packages-tests packages-matrix packages-node packages-image:
+packages-run packages-lab packages-tests packages-rivals packages-matrix packages-node packages-image:
 	@missing=; for p in $(NEEDED); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit; echo "installing$$missing"; \
@@ -121,7 +131,7 @@ packages-run packages-lab packages-tests packages-matrix packages-node packages-
 	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; fi; \
 	apt-get update -q >/dev/null && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing >/dev/null && \
-	case "$$missing" in *unbound*) systemctl disable -q unbound 2>/dev/null || true;; esac
+	for s in unbound squid; do case "$$missing" in *$$s*) systemctl disable -q $$s 2>/dev/null || true;; esac; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

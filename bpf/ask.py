@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bpf import kernel
+from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import Address, address, pack_address
 
@@ -22,6 +23,7 @@ ETHERNET = struct.Struct(">12xH")
 IPV4 = struct.Struct(">BxH4xBB2x4s4s")
 IPV6 = struct.Struct(">IHBB16s16s")
 TCP = struct.Struct(">HHIIBBH4x")
+LONGEST_PREFIX = 128  # bits of an address, as a key of `sources`
 PROTOCOL, HOPS, PUSH = 6, 64, 0x18
 
 
@@ -75,10 +77,13 @@ class Door:
         return kernel.test_run(self.datapath.programs["outside"], frame)[0] == 1
 
     def steered(self, connection: Ends) -> Asker | None:
-        """The client of a connection that a workload's link sent here: whose link that is, its address says,
-        which is proven there. The server is the address that the connection is to."""
+        """The client of a connection that a workload's link sent here, or a gateway's: whose that is, its
+        address says, which is proven on a link. The server is the address that the connection is to."""
         here, there = connection.getsockname(), connection.getpeername()
         server, client = _plain(here[0]), _plain(there[0])
+        machine = self.datapath["sources"].get((LONGEST_PREFIX, pack_address(client)))
+        if machine:
+            return Asker(int(machine), client, there[1], server, here[1])
         for _, link in self.datapath["links"].items():
             row = self.datapath["workloads"].get(int(link.workload))
             if row and row.home and self.datapath["own"].get((pack_address(client), int(row.home))):
@@ -88,8 +93,13 @@ class Door:
     def stands(self, asker: Asker) -> bool:
         """Whether the workload has a policy still, and that trusts the server."""
         row = self.datapath["workloads"].get(asker.workload)
-        if row is None or not row.policy:
+        policy = self.datapath["policies"].get(int(row.policy)) if row and row.policy else None
+        if policy is None:
             return False
+        if policy.flags & contract().constant("CAPTURED") and asker.server_port == contract().constant(
+            "DNS_PORT"
+        ):
+            return True
         key = (pack_address(asker.server), int(row.policy), asker.server_port.to_bytes(2, "big"))
         return self.datapath["resolvers"].get(key) is not None
 

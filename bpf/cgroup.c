@@ -233,7 +233,7 @@ int resolver(struct __sk_buff *skb)
 
 	if (skb->ifindex != LOOPBACK_IFINDEX || read_packet(skb, &p, 1) || p.protocol != IPPROTO_UDP)
 		return PASS;
-	if (is_resolver(0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
+	if (is_resolver(0, 0, p.tuple.local, p.tuple.local_port) && !find_workload(skb, &who))
 		stage(skb, STAGE_ANSWER, HOOK_RESOLVER, p.transport + 8, 0);
 	return PASS;
 }
@@ -245,18 +245,6 @@ static __always_inline void note_process(struct bpf_sock_addr *ctx, struct socke
 	s->netns = bpf_get_netns_cookie(ctx);
 	s->pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
-}
-
-static __always_inline void ask_for(struct socket *s, const struct tuple *t)
-{
-	if (!s)
-		return;
-	s->asker = 0;
-	*(u16 *)s->server_port = 0;
-	if (!t)
-		return;
-	copy_address(s->server, t->remote);
-	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
 }
 
 static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct tuple *t, int ipv4_hook)

@@ -28,7 +28,7 @@ INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 ENTRY = re.compile(r"^int (\w+)\(struct (__sk_buff|bpf_sock_addr) \*\w+\)$", re.MULTILINE)
 # Each text is compiled on its own. Program types cannot share a table of stages: what a text calls `stages`
 # is the map that stands here.
-TEXTS = {"cgroup.c": "stages", "link.c": "link_stages"}
+TEXTS = {"cgroup.c": "stages", "link.c": "link_stages", "gateway.c": "gateway_stages"}
 INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
 LOAD_IMMEDIATE_64, PSEUDO_MAP = 0x18, 1
 

@@ -45,6 +45,11 @@ enum limit {
 	FRAGMENTS = 64,           /* datagrams in pieces that one workload may have under way */
 	FRAGMENT_SECONDS = 30,    /* how long their pieces are waited for (RFC 791 3.2) */
 	LINK_BIT = 63,            /* of a workload's id: its rows and rings that the link writes; no cgroup has it */
+	MACHINE_BIT = 62,         /* of the id of a machine behind a gateway, which no cgroup has */
+	MACHINE_FLOWS = 65536,    /* what FLOWS is to a workload, to a machine: those of TCP are among them */
+	TCP_SECONDS = 7440,       /* how long a silent connection of a machine is remembered (RFC 5382 REQ-5) */
+	TCP_HALF_SECONDS = 240,   /* and one that is being opened or closed */
+	MISS_SECONDS = 10,        /* after that a packet to the same address is held back again */
 };
 
 struct settings {
@@ -57,7 +62,9 @@ struct settings {
 	__u32 addresses;          /* that one peer of a policy may hold */
 	__u32 questions;          /* open ones of one workload */
 	__u32 mark;               /* of packets that are led to the proxy, within mark_mask */
-	__u32 mark_mask;
+	__u32 mark_mask;          /* all of it: what a gateway has admitted */
+	__u32 hold_back;          /* of gateways: milliseconds for which peers are waited for; 0: there are none */
+	__u32 pick_up;            /* of gateways, not 0: a connection that began elsewhere goes on here */
 };
 
 struct policy {
@@ -92,6 +99,13 @@ struct proxy {
 struct own_key {
 	__u8 address[16];
 	__u64 home;
+};
+
+/* Whose packets these are, on a gateway: all machines below a prefix are one workload. Its home is the gateway's
+ * own network namespace. */
+struct source_key {
+	__u32 bits;               /* 128 of one address, 96 more than IPv4 says */
+	__u8 address[16];
 };
 
 struct resolver_key {
@@ -217,7 +231,7 @@ struct flow {
 	__u32 policy;
 	__u32 generation;
 	__u32 state;              /* enum reason: ALLOWED, RESOLVER, INBOUND (TCP), WITHDRAWN; NONE is no flow */
-	__u32 pad;
+	__u32 phase;              /* enum phase: of TCP, on a gateway */
 	__u64 seal;               /* over all of it but `seen`: two threads may tear what a datagram socket remembers */
 };
 
@@ -269,6 +283,11 @@ struct holder {
 
 struct held {
 	__u8 address[16];
+};
+
+/* When a packet to this address was first held back, until peers have told what they know of it. */
+struct miss {
+	__u64 time;
 };
 
 /* How far that ring was written; of peer 0: how many places all peers of the policy have. */
@@ -368,6 +387,7 @@ MAP(hash, links, __u32, struct link, 65536)
 MAP(array, proxies, __u32, struct proxy, POLICIES)
 MAP(sockmap, listeners, __u32, __u64, 2)
 MAP(hash, own, struct own_key, __u32, 65536)
+MAP(lpm, sources, struct source_key, __u64, 65536)
 MAP(hash, resolvers, struct resolver_key, __u32, 65536)
 MAP(lpm, names, struct name_key, struct peers, 1000000)
 MAP(lpm, suffixes, struct name_key, struct suffixes, 65536)
@@ -391,6 +411,7 @@ MAP(hash, flow_ring, struct place, struct flow_key, 262144)
 MAP(hash, inbounds, struct inbound_key, struct inbound, 524288)
 MAP(hash, inbound_ring, struct place, struct inbound_key, 524288)
 MAP(hash, fragments, struct fragment_key, struct fragment, 65536)
+MAP(lru, misses, struct grant_key, struct miss, 65536)
 MAP(percpu_array, counters, __u32, struct counter, 196608)
 MAP(array, paces, __u32, struct pace, POLICIES)
 MAP(rings, events, __u32, __u32, POLICIES)
@@ -398,3 +419,4 @@ MAP(percpu_array, slates, __u32, struct slate, SLATES)
 MAP(hash, claims, __u32, __u32, 65536)
 MAP(programs, stages, __u32, __u32, STAGES)
 MAP(programs, link_stages, __u32, __u32, STAGES)
+MAP(programs, gateway_stages, __u32, __u32, STAGES)

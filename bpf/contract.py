@@ -27,6 +27,7 @@ KINDS = {
     "array": ("array", 2, 0),
     "programs": ("prog", 3, 0),
     "percpu_array": ("percpu_array", 6, 0),
+    "lru": ("lru_hash", 9, 0),
     "lpm": ("lpm_trie", 11, 1),
     "rings": ("array_of_maps", 12, 0),
     "automata": ("array_of_maps", 12, 0),

@@ -22,14 +22,16 @@ from typing import Any
 from bpf import kernel
 from bpf.contract import Map, contract
 from bpf.load import (
+    GATEWAY,
     HOOKS,
+    LINKS,
     DatapathError,
+    Family,
     build,
     check_layout,
     maps_folder,
     programs_folder,
     wanted,
-    wanted_on_links,
 )
 
 DECIDING = tuple(name for name in HOOKS if name != "resolver")
@@ -147,10 +149,17 @@ class Datapath:
 
         Whoever calls this holds the instance's lock.
         """
-        names = wanted_on_links()
+        return self._of(LINKS)
+
+    def for_gateway(self) -> dict[str, int]:
+        """The same of those that judge machines behind a gateway."""
+        return self._of(GATEWAY)
+
+    def _of(self, family: Family) -> dict[str, int]:
+        names = family.wanted()
         if not names.keys() <= self.programs.keys():
             if not all((programs_folder(self.root) / name).exists() for name in names):
-                build(self.root, self.flags, links=True)
+                build(self.root, self.flags, family)
             self.programs |= {name: kernel.get(programs_folder(self.root) / name) for name in names}
         return {name: self.programs[name] for name in names}
 

@@ -42,6 +42,8 @@ SENTENCES = {
     "VLAN_TAG": "a frame of a VLAN",
     "NOT_IP": "a frame that is not IP",
     "PROXY_AWAY": "DNS over TCP while nobody reads it: the agent is away",
+    "OUT_OF_STATE": "of a connection that did not begin at this gateway",
+    "HELD_BACK": "not known here yet: other gateways are asked",
     "QUESTION_UNREADABLE": "to a DNS server, but no DNS question",
     "QUESTIONS_FULL": "too many open DNS questions: the oldest can no longer be answered",
     "LEARNED": "an address of an allowed name",

@@ -36,7 +36,16 @@ static __always_inline int fill_subject(struct subject *who, u64 id, const struc
 	return 1;
 }
 
-#ifdef LINK
+#ifdef GATEWAY
+/* Whose packet it is was found by its source, and noted for the stages. */
+static __always_inline int find_workload(struct __sk_buff *skb, struct subject *who)
+{
+	u64 id = (u64)skb->cb[CB_WORKLOAD_HIGH] << 32 | skb->cb[CB_WORKLOAD];
+	struct workload *found = workloads.lookup(&id);
+
+	return found && fill_subject(who, id, found);
+}
+#elif defined LINK
 /* Whose link it is, whatever socket the packet came from. A link decides by its own maps until it is taken over:
  * so none is ever in the shadow. */
 static __always_inline int find_workload(struct __sk_buff *skb, struct subject *who)
@@ -76,7 +85,13 @@ static __always_inline int find_workload(struct __sk_buff *skb, struct subject *
 }
 #endif
 
-#ifdef LINK
+#ifdef GATEWAY
+/* Nobody who lives here: a socket that is seen is another host's, or that of a server of ours. */
+static __always_inline struct socket *storage_of(struct bpf_sock *sk)
+{
+	return NULL;
+}
+#elif defined LINK
 /* What the cgroup hooks keep with it: NULL for what they have not seen. */
 static __always_inline struct socket *storage_of(struct bpf_sock *sk)
 {
@@ -335,3 +350,46 @@ static __always_inline int answers_inbound(struct bpf_sock *sk, struct socket *s
 		return came_in(who, &p->tuple);
 	return sk && s && answers_listener(sk, s, p);
 }
+
+#ifdef LINK
+/* What no socket here vouches for is known by the workload and the tuple. */
+static __always_inline u64 link_owner(const struct subject *who)
+{
+	return who->workload | 1ULL << LINK_BIT;
+}
+
+static __always_inline int keep(struct subject *who, struct flow *flow)
+{
+	struct flow_key key ALIGNED = {.socket = link_owner(who)};
+
+	flow->seen = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(&key.tuple, &flow->tuple, sizeof(key.tuple));
+	return keep_flow(link_owner(who), &key, flow);
+}
+
+static __always_inline int keep_anew(struct subject *who, const struct tuple *t, enum reason state)
+{
+	struct flow flow ALIGNED = {};
+
+	__builtin_memcpy(&flow.tuple, t, sizeof(flow.tuple));
+	set_flow(&flow, who, state);
+	return keep(who, &flow);
+}
+
+static __always_inline enum reason ask_table(struct subject *who, const struct tuple *t)
+{
+	struct flow flow ALIGNED;
+	enum reason reason;
+	u32 generation, state;
+
+	who->socket = link_owner(who);
+	if (!recall(&flow, who, t))
+		return NONE;
+	generation = flow.generation;
+	state = flow.state;
+	reason = ask_flow(&flow, who, t);
+	if (flow.generation != generation || flow.state != state)
+		keep(who, &flow);
+	return reason;
+}
+#endif

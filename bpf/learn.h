@@ -121,8 +121,16 @@ static __always_inline void share_grant(struct grant *grant, u32 policy, u64 pee
 	put_slot(&grant->slots[soonest & (PEERS - 1)], peer, expires);
 }
 
-/* NONE, or why the address is not granted. A peer that holds the address already needs no new place. */
-static __always_inline enum reason grant_address(u32 policy, const u8 *address, u64 peer, u64 expires, u64 now)
+/* What others need to be told: a new end that is further away by more than a quarter of what is left till then. */
+static __always_inline int is_news(u64 before, u64 expires, u64 now)
+{
+	return before + (expires - now) / 4 < expires;
+}
+
+/* NONE, or why the address is not granted; `news` where others ought to know it. A peer that holds the address
+ * already needs no new place. */
+static __always_inline enum reason grant_address(u32 policy, const u8 *address, u64 peer, u64 expires, u64 now,
+						 int *news)
 {
 	struct grant_key key ALIGNED = {.policy = policy};
 	struct grant fresh = {.slots[0] = {.peer = peer, .expires = expires}};
@@ -133,6 +141,7 @@ static __always_inline enum reason grant_address(u32 policy, const u8 *address, 
 	copy_address(key.address, address);
 	grant = grants.lookup(&key);
 	slot = grant ? slot_of(grant, peer) : NULL;
+	*news = !slot || is_news(slot->expires, expires, now);
 	if (slot) {
 		if (slot->expires < expires)
 			slot->expires = expires;
@@ -210,6 +219,17 @@ static __always_inline void tell_address(struct slate *s, struct subject *who, s
 	send_event(who, &s->told, sizeof(s->told));
 }
 
+/* Other gateways need each address for each peer, and hold what they miss against nobody's pace. */
+static __always_inline int is_shared(const struct subject *who, enum reason reason, int news)
+{
+	return (who->flags & SHARED) && reason == LEARNED && news;
+}
+
+static __always_inline int is_told(const struct subject *who, enum reason reason, u64 now)
+{
+	return ((reason != LEARNED && reason != SEEN) || (who->flags & (TRACE | NAMES))) && paced(who, now);
+}
+
 /* One address for the peer whose turn it is; counted and told once, and for each peer that has no room. */
 static __always_inline void learn_address(struct slate *s, struct subject *who, struct record *r, u32 turn,
 					  const struct policy *policy, u64 now)
@@ -218,24 +238,24 @@ static __always_inline void learn_address(struct slate *s, struct subject *who, 
 	u64 seconds = ttl > policy->floor ? ttl : policy->floor;
 	u64 lasts = now + (seconds + policy->grace) * 1000000000ULL;
 	enum reason reason = SEEN;
+	int first = !turn, news = 0;
 
 	who->peer = s->wanting[turn & (4 * PEERS - 1)];
 	if (r->mapped || never_learned(r->address, s->cluster)) {
 		reason = NEVER_LEARNED;
 	} else if (s->wants) {
-		reason = grant_address(who->policy, r->address, who->peer, lasts, now);
+		reason = grant_address(who->policy, r->address, who->peer, lasts, now, &news);
 		reason = reason ? reason : LEARNED;
 	}
 	if (reason == NAME_FULL && s->tries++ < PROBES)
 		return;                                  /* the same again, with the next place */
 	s->tries = 0;
 	s->learned++;
-	if (turn && (reason == LEARNED || reason == NEVER_LEARNED))
-		return;
-	count(who->policy, reason);
-	if ((reason != LEARNED && reason != SEEN) || (who->flags & (TRACE | NAMES)))
-		if (paced(who, now))
-			tell_address(s, who, r, reason, lasts, now);
+	first |= reason != LEARNED && reason != NEVER_LEARNED;
+	if (first)
+		count(who->policy, reason);
+	if (is_shared(who, reason, news) || (first && is_told(who, reason, now)))
+		tell_address(s, who, r, reason, lasts, now);
 }
 
 /* Who asked: the policy that the workload has now. */

@@ -25,6 +25,7 @@
 #include "quotas.h"
 #include "flows.h"
 #include "frames.h"
+#include "pieces.h"
 #include "names.h"
 #include "dns.h"
 #include "aliases.h"
@@ -32,14 +33,49 @@
 #include "learn.h"
 #include "turned.h"
 #include "questions.h"
+#include "steer.h"
 
-enum { TAKEN = 0 };              /* TC_ACT_OK: it is the proxy's, no other program may have it */
-enum { TCP_STATE_TIME_WAIT = 6 };
-
-static __always_inline u64 link_owner(const struct subject *who)
+static __always_inline int is_anew(const struct packet *p)
 {
-	return who->workload | 1ULL << LINK_BIT;
+	return 0;
 }
+
+static __always_inline int is_out_of_state(const struct subject *who, const struct packet *p)
+{
+	return 0;                        /* the socket that began it may have gone */
+}
+
+static __always_inline enum reason enter(struct subject *who, const struct packet *p, enum reason reason)
+{
+	if (reason == ALLOWED)
+		keep_anew(who, &p->tuple, ALLOWED);
+	return reason;
+}
+
+static __always_inline enum reason miss(const struct subject *who, const struct tuple *t, enum reason reason)
+{
+	return reason;
+}
+
+/* What is done with a frame whose packet may pass. */
+static __always_inline int let(struct __sk_buff *skb, const struct subject *who, const struct packet *p,
+			       enum reason reason)
+{
+	if ((p->piece & MORE) && !p->offset)
+		let_others_follow(who, p);
+	if (reason != RESOLVER || !(who->flags & ONLY_ALLOWED_NAMES))
+		return LET;
+	stage(skb, STAGE_QUESTION, HOOK_LINK, p->transport + 8, who->workload);
+	return STOP;                             /* here only where no stage follows */
+}
+
+static __always_inline int refuse(struct __sk_buff *skb, const struct subject *who, const struct packet *p,
+				  enum reason reason)
+{
+	return STOP;
+}
+
+#include "alone.h"
 
 /* A segment that neither begins nor ends a connection; recognises() has seen that its ports are there. */
 static __always_inline int goes_in_between(struct __sk_buff *skb, const struct flow *f)
@@ -74,141 +110,12 @@ static __always_inline enum reason ask_socket(struct socket *s, struct subject *
 	return ask_flow(&flow, who, t);
 }
 
-static __always_inline void keep(struct subject *who, struct flow *flow)
-{
-	struct flow_key key ALIGNED = {.socket = link_owner(who)};
-
-	flow->seen = bpf_ktime_get_boot_ns();
-	__builtin_memcpy(&key.tuple, &flow->tuple, sizeof(key.tuple));
-	keep_flow(link_owner(who), &key, flow);
-}
-
 /* What the kernel answers to the rest of a connection that ends comes from no socket. */
 static __always_inline void keep_end(struct subject *who, const struct socket *s)
 {
 	struct flow flow ALIGNED = s->flow;
 
 	keep(who, &flow);
-}
-
-static __always_inline enum reason ask_table(struct flow *flow, struct subject *who, const struct tuple *t)
-{
-	enum reason reason;
-	u32 generation, state;
-
-	who->socket = link_owner(who);
-	if (!recall(flow, who, t))
-		return NONE;
-	generation = flow->generation;
-	state = flow->state;
-	reason = ask_flow(flow, who, t);
-	if (flow->generation != generation || flow->state != state)
-		keep(who, flow);
-	return reason;
-}
-
-/* Of the kernel's own, of AF_PACKET and of whoever has no socket here. */
-static __always_inline enum reason judge_alone(struct __sk_buff *skb, struct subject *who, const struct packet *p)
-{
-	struct flow flow ALIGNED;
-	enum reason reason;
-
-	if (is_icmp_error(p))                                                 /* 2 */
-		return read_quote(skb, who, p);
-	reason = ask_table(&flow, who, &p->tuple);                            /* 3 */
-	if (reason)
-		return reason;
-	if (came_in(who, &p->tuple))                                          /* 4 */
-		return INBOUND;
-	if (is_neighbour(skb, who, p))                                        /* 5 */
-		return NEIGHBOUR;
-	reason = judge(who, &p->tuple);                                       /* 6 .. 9 */
-	if (reason == ALLOWED) {
-		flow.pad = 0;
-		flow.seal = 0;
-		__builtin_memcpy(&flow.tuple, &p->tuple, sizeof(flow.tuple));
-		set_flow(&flow, who, ALLOWED);
-		keep(who, &flow);
-	}
-	return reason;
-}
-
-/* What is done with a frame whose packet may pass. */
-static __always_inline int let(struct __sk_buff *skb, const struct subject *who, const struct packet *p,
-			       enum reason reason)
-{
-	if ((p->piece & MORE) && !p->offset)
-		let_others_follow(who, p);
-	if (reason != RESOLVER || !(who->flags & ONLY_ALLOWED_NAMES))
-		return LET;
-	stage(skb, STAGE_QUESTION, HOOK_LINK, p->transport + 8, who->workload);
-	return STOP;                             /* here only where no stage follows */
-}
-
-/* A question in pieces is not read. */
-static __always_inline enum reason unread_piece(const struct subject *who, const struct packet *p,
-						enum reason reason)
-{
-	return reason == RESOLVER && p->piece && (who->flags & ONLY_ALLOWED_NAMES) ? QUESTION_UNREADABLE : reason;
-}
-
-/* A connection that a server on this host had before anybody held the workload is not the proxy's: nobody would
- * read it. What the proxy accepts is marked as its listener is; one that is about to be accepted can't be told. */
-static __always_inline int is_of_proxy(struct bpf_sock *sk)
-{
-	struct bpf_sock *full = bpf_sk_fullsock(sk);
-	struct socket *s = full ? sockets.sk_storage_get(full, 0, 0) : NULL;
-
-	return !full || (s && s->listener);
-}
-
-/* The proxy's socket for this connection, or its listener. */
-static __always_inline struct bpf_sock *proxy_of(struct __sk_buff *skb, const struct packet *p)
-{
-	u32 ipv6 = !is_ipv4(p->tuple.local), ports = bpf_ntohl(*(const u32 *)p->tuple.local_port);
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-
-	if (ipv6) {
-		__builtin_memcpy(t.ipv6.saddr, p->tuple.local, 16);
-		__builtin_memcpy(t.ipv6.daddr, p->tuple.remote, 16);
-		t.ipv6.sport = bpf_htons(ports >> 16);
-		t.ipv6.dport = bpf_htons(ports);
-		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
-	} else {
-		t.ipv4.saddr = word(p->tuple.local, 3);
-		t.ipv4.daddr = word(p->tuple.remote, 3);
-		t.ipv4.sport = bpf_htons(ports >> 16);
-		t.ipv4.dport = bpf_htons(ports);
-		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
-	}
-	if (sk && (sk->state == TCP_STATE_LISTEN || (sk->state == TCP_STATE_TIME_WAIT && (p->tcp_flags & TCP_SYN)))) {
-		bpf_sk_release(sk);
-		sk = NULL;
-	}
-	if (sk && !is_of_proxy(sk)) {
-		bpf_sk_release(sk);
-		return NULL;
-	}
-	return sk ? sk : (struct bpf_sock *)listeners.lookup(&ipv6);
-}
-
-static __always_inline int lead_to_proxy(struct __sk_buff *skb, const struct packet *p)
-{
-	struct settings *now = setting();
-	struct bpf_sock *sk;
-	int wrong;
-
-	if (!now)
-		return -1;
-	sk = proxy_of(skb, p);
-	if (!sk)
-		return -1;
-	wrong = bpf_sk_assign(skb, sk, 0);
-	bpf_sk_release(sk);
-	if (!wrong)
-		skb->mark = (skb->mark & ~now->mark_mask) | (now->mark & now->mark_mask);
-	return wrong;
 }
 
 static __always_inline int is_for_proxy(const struct subject *who, const struct packet *p)
@@ -240,37 +147,6 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct subject *w
 	if (!known && !conclude(skb, who, &p.tuple, s, reason))
 		return STOP;
 	return let(skb, who, &p, reason);
-}
-
-int alone(struct __sk_buff *skb)
-{
-	struct subject who = {.hook = HOOK_LINK};
-	struct packet p ALIGNED = {};
-	enum reason reason;
-
-	if (!find_workload(skb, &who) || read_packet(skb, &p, 1))
-		return STOP;                     /* neither can be: link_ingress has seen both */
-	reason = unread_piece(&who, &p, judge_alone(skb, &who, &p));
-	if (!conclude(skb, &who, &p.tuple, storage_of(skb->sk), reason))
-		return STOP;
-	return let(skb, &who, &p, reason);
-}
-
-int proxied(struct __sk_buff *skb)
-{
-	struct subject who = {.hook = HOOK_LINK};
-	struct packet p ALIGNED = {};
-	enum reason reason = PROXIED;
-
-	if (read_packet(skb, &p, 1))
-		return STOP;
-	if (!find_workload(skb, &who))           /* a bridge */
-		return lead_to_proxy(skb, &p) ? reset(skb, &p) : TAKEN;
-	if (lead_to_proxy(skb, &p))
-		reason = PROXY_AWAY;
-	if (!conclude(skb, &who, &p.tuple, NULL, reason))
-		return reset(skb, &p);
-	return reason == PROXIED ? TAKEN : LET;
 }
 
 static __always_inline int judge_frame(struct __sk_buff *skb, const u8 *mac, struct subject *who, struct socket *s)
@@ -326,16 +202,6 @@ int link_ingress(struct __sk_buff *skb)
 	if (!fill_subject(&who, link->workload, found))
 		return found->policy == EXEMPT ? LET : STOP;
 	return judge_frame(skb, link->mac, &who, s);
-}
-
-static __always_inline int is_proxy_there(const struct tuple *t)
-{
-	u32 ipv6 = !is_ipv4(t->local);
-	struct bpf_sock *sk = (struct bpf_sock *)listeners.lookup(&ipv6);
-
-	if (sk)
-		bpf_sk_release(sk);
-	return sk != NULL;
 }
 
 int link_egress(struct __sk_buff *skb)

@@ -14,6 +14,7 @@ Compiled objects are kept in OBJECTS, beside the installation or in /var/cache (
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -56,12 +57,36 @@ HOOKS = {
     "getpeername6": Hook("peer6", ADDRESS, 30),
     "resolver": Hook("resolver", SKB, 1),
 }
-STAGES = ("question", "ask", "answer", "pattern", "alias", "records", "grant")  # in the order of enum stage
-# Of interfaces: by tcx at these hooks, or as classifiers. Their own stages are pinned as link_NAME.
-LINK_HOOKS = {"link_ingress": kernel.TCX_INGRESS, "link_egress": kernel.TCX_EGRESS}
-LINK_STAGES = ("question", "ask", "alone", "proxied")
+# In the order of enum stage; which of them each text has.
+EVERY_STAGE = ("question", "ask", "answer", "pattern", "alias", "records", "grant", "alone", "proxied")
+STAGES = EVERY_STAGE[:-2]
 # Attached nowhere: bpf/ask.py and bpf/share.py have them run.
 PROXY = ("whose", "outside", "inquire", "teach", "share")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Programs of interfaces: by tcx at `hooks`, or as classifiers; most hosts have none of them.
+
+    Their text and their table of stages are named like the family; what is pinned begins with its name.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+
+    @property
+    def hooks(self) -> dict[str, int]:
+        """What comes from a workload is judged last of all: what it leads to is there by then."""
+        return {f"{self.name}_egress": kernel.TCX_EGRESS, f"{self.name}_ingress": kernel.TCX_INGRESS}
+
+    def wanted(self) -> dict[str, tuple[str, int, int]]:
+        """As :func:`wanted`."""
+        stages = {f"{self.name}_{name}": (f"{self.name}.c:{name}", LINK, 0) for name in self.stages}
+        return {**stages, **{name: (f"{self.name}.c:{name}", LINK, 0) for name in self.hooks}}
+
+
+LINKS = Family("link", ("question", "ask", "alone", "proxied"))
+GATEWAY = Family("gateway", EVERY_STAGE)
 
 
 def maps_folder(root: Path) -> Path:
@@ -72,8 +97,8 @@ def programs_folder(root: Path) -> Path:
     return root / f"programs-{text_hash()}"
 
 
-def build(root: Path, flags: tuple[str, ...] = (), links: bool = False) -> None:
-    """Makes and pins everything below `root`, or else the programs of `links`, compiled with more `flags`.
+def build(root: Path, flags: tuple[str, ...] = (), family: Family | None = None) -> None:
+    """Makes and pins everything below `root`, or else the programs of a family, compiled with more `flags`.
 
     Raises :class:`DatapathError`.
     """
@@ -83,12 +108,13 @@ def build(root: Path, flags: tuple[str, ...] = (), links: bool = False) -> None:
     set_defaults(maps["settings"])
     try:
         code = compiled(flags)
-        for name, (function, kind, attach) in (wanted_on_links() if links else wanted()).items():
+        for name, (function, kind, attach) in (family.wanted() if family else wanted()).items():
             programs[name] = load_program(name, code[function], maps, kind, attach)
-        if links:
-            fill_stages(maps["link_stages"], [programs[f"link_{name}"] for name in LINK_STAGES])
+        if family:
+            stages = {name: programs[f"{family.name}_{name}"] for name in family.stages}
+            fill_stages(maps[f"{family.name}_stages"], stages)
         else:
-            fill_stages(maps["stages"], [programs[name] for name in STAGES])
+            fill_stages(maps["stages"], {name: programs[name] for name in STAGES})
         programs_folder(root).mkdir(exist_ok=True)
         for name, fd in programs.items():
             path = programs_folder(root) / name
@@ -110,14 +136,9 @@ def wanted() -> dict[str, tuple[str, int, int]]:
     return {**{name: (f"cgroup.c:{name}", SKB, 0) for name in (*STAGES, *PROXY)}, **hooks}
 
 
-def wanted_on_links() -> dict[str, tuple[str, int, int]]:
-    """The same of those that are loaded for the first link: most hosts have none."""
-    stages = {f"link_{name}": (f"link.c:{name}", LINK, 0) for name in LINK_STAGES}
-    return {**stages, **{name: (f"link.c:{name}", LINK, 0) for name in LINK_HOOKS}}
-
-
-def fill_stages(table: int, programs: list[int]) -> None:
-    for index, program in enumerate(programs):
+def fill_stages(table: int, programs: dict[str, int]) -> None:
+    for name, program in programs.items():
+        index = EVERY_STAGE.index(name)
         kernel.update(table, index.to_bytes(4, sys.byteorder), program.to_bytes(4, sys.byteorder))
 
 
@@ -181,7 +202,10 @@ def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))
     OBJECTS.mkdir(mode=0o755, parents=True, exist_ok=True)
-    compile_object(OBJECTS / name, flags)
+    with (OBJECTS / "lock").open("w") as lock:  # one compiles, the others wait for what it makes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (OBJECTS / name).is_file():
+            compile_object(OBJECTS / name, flags)
     return dict(json.loads((OBJECTS / name).read_text()))
 
 

@@ -47,9 +47,15 @@ QUESTIONS = ("tallies", "question_ring", "questions")
 GRANTS = ("holdings", "grant_ring", "grants")
 FLOWS = ("flow_ring", "flows", "inbound_ring", "inbounds")
 MOVING = (*QUESTIONS, *GRANTS, *FLOWS, "carried")
-SCRATCH = ("slates", "claims", "stages", "link_stages", "paces", "fragments", "listeners")
+SCRATCH = (
+    *("slates", "claims", "paces", "fragments", "listeners", "misses"),
+    *("stages", "link_stages", "gateway_stages"),
+)
 NOT_COPIED = ("settings", "workloads", "counters", "events", "sockets", *MOVING, *SCRATCH)  # as policies are
-SETTINGS = ("shallowest", "deepest", "flows", "inbounds", "addresses", "mark", "mark_mask")
+SETTINGS = (
+    *("shallowest", "deepest", "flows", "inbounds", "addresses", "mark", "mark_mask"),
+    *("hold_back", "pick_up"),
+)
 ATTEMPTS, LISTS = 16, 4
 
 

@@ -13,6 +13,13 @@ enum { L2 = 14, LET = -1, STOP = 2 };    /* linux/pkt_cls.h: TC_ACT_UNSPEC, so t
 #else
 enum { L2 = 0, LET = 1, STOP = 0 };
 #endif
+#ifdef GATEWAY
+enum { HOOK_OUT = HOOK_GATEWAY };
+#elif defined LINK
+enum { HOOK_OUT = HOOK_LINK };
+#else
+enum { HOOK_OUT = HOOK_EGRESS };
+#endif
 enum { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10, TCP_FLAGS = 13 };
 enum { LOOPBACK_IFINDEX = 1 };           /* in every network namespace */
 enum { PACKET_LOOPBACK = 5 };            /* linux/if_packet.h */

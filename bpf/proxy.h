@@ -22,6 +22,19 @@ static __always_inline int is_led_socket(const struct socket *s)
 	return s && s->asker;
 }
 
+/* Whom a socket asks for at connect(); NULL: nobody. */
+static __always_inline void ask_for(struct socket *s, const struct tuple *t)
+{
+	if (!s)
+		return;
+	s->asker = 0;
+	*(u16 *)s->server_port = 0;
+	if (!t)
+		return;
+	copy_address(s->server, t->remote);
+	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
+}
+
 /* The namespace's own loopback is where the proxy listens: not for a socket that is bound to a link, or lives
  * in another namespace. */
 static __always_inline struct proxy *proxy_of(struct bpf_sock_addr *ctx, const struct subject *who,
@@ -72,7 +85,8 @@ static __always_inline enum reason lead(struct bpf_sock_addr *ctx, const struct 
 	struct proxy *proxy;
 	u16 port;
 
-	if (!s || !may_be_resolver(who->flags, t->remote_port) || !is_resolver(who->policy, t->remote, t->remote_port))
+	if (!s || !may_be_resolver(who->flags, t->remote_port) ||
+	    !is_resolver(who->policy, who->flags, t->remote, t->remote_port))
 		return NONE;
 	proxy = proxy_of(ctx, who, s);
 	port = proxy ? ipv4 ? *(u16 *)proxy->port4 : *(u16 *)proxy->port6 : 0;
@@ -80,9 +94,8 @@ static __always_inline enum reason lead(struct bpf_sock_addr *ctx, const struct 
 		return NONE;
 	if (!listens(ctx, ipv4, port))
 		return PROXY_AWAY;
-	copy_address(s->server, t->remote);
+	ask_for(s, t);
 	s->asker = who->workload;
-	*(u16 *)s->server_port = *(const u16 *)t->remote_port;
 	if (ipv4_hook) {
 		ctx->user_ip4 = bpf_htonl(IPV4_LOOPBACK);
 	} else {
@@ -216,7 +229,9 @@ static __always_inline u32 find_message(struct __sk_buff *skb, struct subject *w
 	skb->cb[CB_HOOK] = HOOK_PROXY;
 	if (!find_asker(skb, who) || !who->policy || read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
 		return 0;
-	return is_resolver(who->policy, p.tuple.remote, p.tuple.remote_port) ? p.transport + TCP_HEADER : 0;
+	if (!is_resolver(who->policy, who->flags, p.tuple.remote, p.tuple.remote_port))
+		return 0;
+	return p.transport + TCP_HEADER;
 }
 
 int inquire(struct __sk_buff *skb)

@@ -1,15 +1,9 @@
-/* questions.h: the stages that read a question which goes out, in the cgroup's hooks and on a link.
+/* questions.h: the stages that read a question which goes out: in the cgroup's hooks, on a link, at a gateway.
  *
  * Rules this file obeys: those of stages.h, and
  *   - A question that its link will read is refused there and not by the cgroup's hooks: a socket would be told
  *     EPERM, where the link can answer. It is kept, so that this answer belongs to something.
  */
-
-#ifdef LINK
-enum { HOOK_OUT = HOOK_LINK };
-#else
-enum { HOOK_OUT = HOOK_EGRESS };
-#endif
 
 static __always_inline void stage(struct __sk_buff *skb, u32 next, u32 hook, u32 offset, u64 workload)
 {
@@ -31,12 +25,6 @@ static __always_inline int read_on_link(struct __sk_buff *skb, const struct subj
 	return 0;
 }
 
-/* The socket that asks has kept it; what comes from no socket is not answered to one. */
-static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
-				   const struct tuple *client)
-{
-	return release_slate(skb);
-}
 #else
 /* Whose question it is: the proxy says it, since a message that it hands in is no packet of the workload's. */
 static __always_inline int find_asker(struct __sk_buff *skb, struct subject *who)
@@ -61,20 +49,43 @@ static __always_inline int refuse_question(struct __sk_buff *skb, const struct s
 	return STOP;
 }
 
-/* A question that goes out is kept, so that its answer is believed; at home only. */
+#endif
+
+/* A question that goes out is kept, so that its answer is believed. */
+static __always_inline void keep_asked(struct slate *s, const struct subject *who, u64 socket,
+				       const struct tuple *client)
+{
+	struct question value = {.workload = who->workload, .socket = socket, .policy = who->policy};
+	struct question_key key ALIGNED = {};
+
+	value.time = bpf_ktime_get_boot_ns();
+	question_key_of(&key, s, socket, client);
+	if (keep_question(who->workload, &key, &value))
+		count(who->policy, QUESTIONS_FULL);
+}
+
+#ifdef GATEWAY
 static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
 				   const struct tuple *client)
 {
-	struct question value = {.workload = who->workload, .socket = bpf_get_socket_cookie(skb)};
-	struct question_key key ALIGNED = {};
-
-	if (skb->cb[CB_HOOK] == HOOK_PROXY)      /* which keeps it itself, with its connection */
-		return release_slate(skb);
-	value.time = bpf_ktime_get_boot_ns();
-	value.policy = who->policy;
-	question_key_of(&key, s, value.socket, skb->ifindex == LOOPBACK_IFINDEX ? client : NULL);
-	if (at_home(who, storage_of(skb->sk)) && keep_question(who->workload, &key, &value))
-		count(who->policy, QUESTIONS_FULL);
+	keep_asked(s, who, 0, client);
+	return release_slate(skb);
+}
+#elif defined LINK
+/* The socket that asks has kept it; what comes from no socket is not answered to one. */
+static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
+				   const struct tuple *client)
+{
+	return release_slate(skb);
+}
+#else
+/* At home only; what comes by the proxy is kept there, with its connection. */
+static __always_inline int let_ask(struct __sk_buff *skb, struct slate *s, const struct subject *who,
+				   const struct tuple *client)
+{
+	if (skb->cb[CB_HOOK] != HOOK_PROXY && at_home(who, storage_of(skb->sk)))
+		keep_asked(s, who, bpf_get_socket_cookie(skb),
+			   skb->ifindex == LOOPBACK_IFINDEX ? client : NULL);
 	return release_slate(skb);
 }
 #endif

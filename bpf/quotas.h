@@ -77,9 +77,27 @@ static __always_inline int keep_question(u64 workload, struct question_key *key,
 	return -1;
 }
 
+/* Who is known by its tuple alone would lose a connection that is silent for a while. */
+static __always_inline u64 flow_lasts(const struct flow *flow)
+{
+#ifdef GATEWAY
+	if (flow->tuple.protocol == IPPROTO_TCP)
+		return flow->phase == SPOKEN ? TCP_SECONDS : TCP_HALF_SECONDS;
+#endif
+	return FLOW_SECONDS;
+}
+
 static __always_inline int flow_is_over(const struct flow *flow, u64 now)
 {
-	return !flow || flow->seen + FLOW_SECONDS * 1000000000ULL < now;
+	return !flow || flow->seen + flow_lasts(flow) * 1000000000ULL < now;
+}
+
+/* What both sides have ended may still say so again, but not at the cost of a new one. */
+static __always_inline int flow_may_go(const struct flow *flow, u64 now)
+{
+	u32 ended = CLIENT_ENDED | SERVER_ENDED;
+
+	return flow_is_over(flow, now) || (flow->phase & BROKEN) || (flow->phase & ended) == ended;
 }
 
 static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct flow *value)
@@ -105,7 +123,7 @@ static __always_inline int keep_flow(u64 workload, struct flow_key *key, struct 
 		if (there) {
 			struct flow_key old = *there;
 
-			if (!flow_is_over(flows.lookup(&old), value->seen))
+			if (!flow_may_go(flows.lookup(&old), value->seen))
 				continue;
 			if (!flow_ring.delete(&place))
 				flows.delete(&old);

@@ -35,6 +35,8 @@ enum reason {
 	VLAN_TAG,                 /* on a link: a frame with a tag of 802.1Q or 802.1ad */
 	NOT_IP,                   /* on a link: a frame neither of IP nor of ARP */
 	PROXY_AWAY,               /* DNS over TCP while nobody reads it */
+	OUT_OF_STATE,             /* on a gateway: a segment of a connection that did not begin here */
+	HELD_BACK,                /* no grant yet, and peers are asked: who sends it again is let through then */
 	/* told of DNS */
 	QUESTION_UNREADABLE,      /* to a resolver, but no DNS question */
 	QUESTIONS_FULL,
@@ -68,9 +70,20 @@ enum flag {
 	COOKIE = 256,             /* of a workload: its home is a cookie, by which hooks know who lives elsewhere */
 	LINKED = 512,             /* of a workload: all that leaves its home is judged on its link, too */
 	TRANSLATED = 1024,        /* of a workload: it cannot change its home's translation of addresses */
+	CAPTURED = 2048,          /* of machines: DNS goes to the gateway, whatever server it was meant for */
+	SHARED = 4096,            /* peers are told what is learned, and asked for what is missed */
 };
 
-enum hook { HOOK_EGRESS = 1, HOOK_INGRESS, HOOK_CONNECT, HOOK_SENDMSG, HOOK_RESOLVER, HOOK_LINK, HOOK_PROXY };
+enum hook {
+	HOOK_EGRESS = 1,
+	HOOK_INGRESS,
+	HOOK_CONNECT,
+	HOOK_SENDMSG,
+	HOOK_RESOLVER,
+	HOOK_LINK,
+	HOOK_PROXY,
+	HOOK_GATEWAY,
+};
 
 enum verdict { DROP, PASS, WOULD_DROP };
 
@@ -85,8 +98,10 @@ enum stage {
 	STAGE_ALIAS,
 	STAGE_RECORDS,
 	STAGE_GRANTS,
+	STAGE_ALONE,              /* the last two: of links and gateways, whose tables have no others of their own */
+	STAGE_PROXIED,
 	STAGES,
 };
 
-/* Of a link, in a table of its own: the first two are the same there. */
-enum link_stage { STAGE_ALONE = 2, STAGE_PROXIED };
+/* How far a connection is, in bits. */
+enum phase { SPOKEN = 1, CLIENT_ENDED = 2, SERVER_ENDED = 4, BROKEN = 8 };

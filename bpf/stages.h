@@ -2,7 +2,7 @@
  *
  *   egress   -> question -> ask                     what may be asked, and is kept (questions.h)
  *   ingress  -> answer [-> pattern] [-> alias] -> records -> grant
- *   resolver -> answer ...                          of a server on this host
+ *   resolver, gateway_egress -> answer ...          of a server on this host
  *   inquire  -> question ..., teach [-> pattern] ...   of what came over TCP (proxy.h)
  *
  * Rules this file obeys:
@@ -57,7 +57,7 @@ int answer(struct __sk_buff *skb)
 		find_workload(skb, &who);
 	if (!s) {
 		count(who.policy, ANSWER_BUSY);
-		return PASS;
+		return LET;
 	}
 	if (read_packet(skb, &p, outbound))
 		return release_slate(skb);
@@ -65,7 +65,8 @@ int answer(struct __sk_buff *skb)
 		turn(&client, &p.tuple);
 	if (!load_message(skb, s, skb->cb[CB_OFFSET]) && (s->message[2] & 0xf8) == 0x80 && read_question(s))
 		wrong = take_question(s, bpf_get_socket_cookie(skb), outbound ? &client : NULL);
-	if (!wrong && (!asker(s, &who) || (outbound && !is_resolver(who.policy, client.remote, client.remote_port))))
+	if (!wrong && (!asker(s, &who) ||
+		       (outbound && !is_resolver(who.policy, who.flags, client.remote, client.remote_port))))
 		wrong = ANSWER_UNASKED;
 	if (wrong) {
 		count(who.policy, wrong);

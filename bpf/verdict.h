@@ -1,7 +1,7 @@
 /* verdict.h: the decision, and the one place that counts and tells it.
  *
- * The order of precedence, whose numbers stand again at the lines that decide (decide() in cgroup.c, judge()
- * here):
+ * The order of precedence, whose numbers stand again at the lines that decide (decide() in cgroup.c,
+ * judge_alone() in alone.h, judge() here):
  *   0. nobody's packet passes untouched; an unclassified workload's is dropped
  *   1. what cannot be read is dropped by name
  *   2. loopback passes, unless its source is forged; a socket's own ICMP errors are dropped
@@ -124,17 +124,20 @@ static __always_inline int conclude(void *ctx, struct subject *who, const struct
 	return passes(reason) || (who->flags & AUDIT);
 }
 
-static __always_inline int is_resolver(u32 policy, const u8 *address, const u8 *port)
-{
-	struct resolver_key key ALIGNED = {.policy = policy, .port = {port[0], port[1]}};
-
-	copy_address(key.address, address);
-	return resolvers.lookup(&key) != NULL;
-}
-
 static __always_inline int is_dns_port(const u8 *port)
 {
 	return port[0] == 0 && port[1] == DNS_PORT;
+}
+
+/* What is captured comes to a server of ours, whatever its address says. */
+static __always_inline int is_resolver(u32 policy, u32 flags, const u8 *address, const u8 *port)
+{
+	struct resolver_key key ALIGNED = {.policy = policy, .port = {port[0], port[1]}};
+
+	if ((flags & CAPTURED) && is_dns_port(port))
+		return 1;
+	copy_address(key.address, address);
+	return resolvers.lookup(&key) != NULL;
 }
 
 static __always_inline int may_be_resolver(u32 flags, const u8 *port)
@@ -145,9 +148,35 @@ static __always_inline int may_be_resolver(u32 flags, const u8 *port)
 static __always_inline int trusts(const struct subject *who, const struct packet *p)
 {
 	return may_be_resolver(who->flags, p->tuple.remote_port) &&
-	       is_resolver(who->policy, p->tuple.remote, p->tuple.remote_port);
+	       is_resolver(who->policy, who->flags, p->tuple.remote, p->tuple.remote_port);
 }
 
+#ifdef GATEWAY
+/* The machine, or the network of machines, that an address belongs to; 0 where it is no client's. */
+static __always_inline u64 machine_of(const u8 *address)
+{
+	struct source_key key = {.bits = 128};
+	u64 *found;
+
+	__builtin_memcpy(key.address, address, 16);
+	found = sources.lookup(&key);
+	return found ? *found : 0;
+}
+
+static __always_inline int is_own(const struct subject *who, const u8 *address)
+{
+	return machine_of(address) == who->workload;
+}
+
+/* Whether an address is the gateway's. */
+static __always_inline int is_here(const struct subject *who, const u8 *address)
+{
+	struct own_key key ALIGNED = {.home = who->home};
+
+	copy_address(key.address, address);
+	return own.lookup(&key) != NULL;
+}
+#else
 /* Whether an address is one of the workload's network namespace. */
 static __always_inline int is_own(const struct subject *who, const u8 *address)
 {
@@ -156,6 +185,7 @@ static __always_inline int is_own(const struct subject *who, const u8 *address)
 	copy_address(key.address, address);
 	return own.lookup(&key) != NULL;
 }
+#endif
 
 /* The bits of all sets of ports that hold this protocol and port. */
 static __always_inline u64 find_ports(u32 policy, u32 protocol, const u8 *port)
@@ -264,7 +294,7 @@ static __always_inline enum reason judge(struct subject *who, const struct tuple
 
 	if (may_be_resolver(who->flags, t->remote_port) &&
 	    (t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_TCP) &&
-	    is_resolver(who->policy, t->remote, t->remote_port))
+	    is_resolver(who->policy, who->flags, t->remote, t->remote_port))
 		return unread_question(who, t) && !(who->flags & LINKED) ? QUESTION_UNREAD : RESOLVER;  /* 6 */
 	ports = find_ports(who->policy, t->protocol, t->remote_port);
 	by_grant = ask_grants(who, t, ports);                                 /* 7 */

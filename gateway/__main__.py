@@ -87,6 +87,33 @@ def do_agent(arguments: argparse.Namespace) -> int:
     )
 
 
+def do_gateway(arguments: argparse.Namespace) -> int:
+    from gateway import place, settings, unbound
+    from gateway.agent import run
+    from gateway.request import Mirrored, Request
+
+    if arguments.make_key:
+        import secrets
+
+        from gateway.sealing import SECRET, key_text
+
+        print(key_text(secrets.token_bytes(SECRET)), end="")
+        return 0
+    found, problems = settings.read(arguments.config.read_text(), str(arguments.config), gateway=True)
+    if found is None or found.gateway is None:
+        return wrong(*map(str, problems))
+    if arguments.unbound:
+        print(unbound.configuration(found.gateway), end="")
+        return 0
+    where, config, mirrored = place.find(), arguments.config.absolute(), None
+    policies = Path(found.gateway.policies)
+    if found.gateway.kubeconfig:
+        policies = where.mirror
+        service = found.gateway.peers.service if found.gateway.peers else None
+        mirrored = Mirrored(Path(found.gateway.kubeconfig), service)
+    return run(Request(policies, config, root=arguments.root, gateway=True, mirrored=mirrored), where)
+
+
 def do_wait(arguments: argparse.Namespace) -> int:
     from gateway import place
     from gateway.wait import wait
@@ -130,7 +157,14 @@ def do_explain(arguments: argparse.Namespace) -> int:
         host, port, protocol = allow.destination(arguments.destination)
     except allow.BadAllowError as error:
         return wrong(str(error))
-    verdict = explain(objects, workload_of(arguments, arguments.namespace_labels), host, port, protocol)
+    if arguments.source and arguments.workload:
+        return wrong("--source is a machine's, --workload a pod's or command's: write one of them")
+    workload = (
+        machine_of(arguments.source, objects)
+        if arguments.source
+        else workload_of(arguments, arguments.namespace_labels)
+    )
+    verdict = explain(objects, workload, host, port, protocol)
     if arguments.output == "json":
         emit(verdict.as_json())
     else:
@@ -177,6 +211,7 @@ COMMANDS = {
     "check": do_check,
     "completion": do_completion,
     "explain": do_explain,
+    "gateway": do_gateway,
     "off": do_off,
     "run": do_run,
     "status": do_status,
@@ -220,6 +255,16 @@ def workload_of(arguments: argparse.Namespace, namespace_labels: str = "") -> An
         labels=labels_of("--workload", arguments.workload or ""),
         namespace_labels=labels_of("--namespace-labels", namespace_labels),
     )
+
+
+def machine_of(source: str, objects: list[Any]) -> Any:
+    from gateway.addresses import BadAddressError, parse_address
+    from gateway.selection import machine_at
+
+    try:
+        return machine_at(objects, parse_address(source))
+    except BadAddressError as error:
+        raise UsageError(f"--source: {error.wrong}; {error.mend}") from None
 
 
 def labels_of(option: str, text: str) -> dict[str, str]:

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from gateway import duties, kubelet, lifelines
-from gateway.acceptance import Acceptance
+from bpf.events import Event
+from gateway import duties, kubelet, lifelines, machines
+from gateway.api_following import away, first, follow, mirror, source
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.dns_service import AgentProxy
@@ -38,7 +39,7 @@ from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
 from gateway.pod_homes import follow_interfaces
 from gateway.refusals import Refusals
-from gateway.request import NodeOf, Request
+from gateway.request import Request
 from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
@@ -48,7 +49,7 @@ from routing.own import changes, drain
 from routing.steering import Marks
 
 if TYPE_CHECKING:
-    from gateway.source_kubernetes import Kubernetes
+    from gateway.gate import Gate
 
 LOOK_AGAIN = 5.0  # seconds between two looks at what nobody tells: resolv.conf, addresses, who listens
 RENEW = 60.0  # and until everything is gone through again, whatever happens
@@ -90,14 +91,17 @@ class _Agent:
             raise EngineError(f"--root {request.root}: no such cgroup; write a path below {where.hierarchy}")
         self.board = undo.enter_context(closing(Board(where, request.node is not None)))
         self.notifier = undo.enter_context(closing(Notifier()))
-        self.files = undo.enter_context(
-            closing(PolicyFiles(request.policies, request.config, request.node is not None))
-        )
+        may_be_none = bool(request.node or request.mirrored)
+        files = PolicyFiles(request.policies, request.config, may_be_none, request.gateway)
+        self.files = undo.enter_context(closing(files))
         self.good = GoodFiles(self.files, where.kept, self._at_length)
-        self.source = _source(request.node)
+        self.source = source(request.node)
         self.pods = NodePods(self.root, self.source.door.endpoint()) if self.source else None
         self.stirred: set[str] = set()
-        self.refusals = Refusals(self.pods, self.source, self._look_at_pod)
+        self.gate: Gate | None = None
+        self.mirror = mirror(request.mirrored, where)
+        self._api = self.mirror.source if self.mirror else self.source
+        self.refusals = Refusals(self.pods, self.source, self._look_at_pod, self._hear)
         self.guards: frozenset[Guard] = frozenset()
         self.asked, self.must_read, self.must_find = trio.Event(), False, True
         self.is_ready = self.is_whole = False
@@ -110,6 +114,8 @@ class _Agent:
         with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, LET_GO) as signals:
             async with trio.open_nursery() as self.nursery:
                 self.nursery.start_soon(self._obey, signals)
+                if self.mirror:
+                    await first(self.mirror, self.nursery)
                 await self._begin()
                 for task in (self._keep_up, self._follow_files, self._follow_cgroups, self._follow_cluster):
                     self.nursery.start_soon(task)
@@ -117,6 +123,8 @@ class _Agent:
                     self.nursery.start_soon(task)
                 if self.pods:
                     self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
+                if self.gate:
+                    self.nursery.start_soon(self.gate.run, self.settings, self.enforcement)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -125,7 +133,15 @@ class _Agent:
         engine = await self._at_length(lambda: Engine(self.where, host=True))
         self.undo.callback(engine.close)
         engine.links.mark(Marks(self.settings.link.mask, self.settings.link.mark))
-        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath)))
+        gateway = self.settings.gateway
+        if gateway:
+            from gateway.gate import Gate  # late: what it imports is nothing to a node's agent
+
+            self.gate = Gate(engine, gateway)
+        if self.mirror and self.gate and self.gate.neighbours:
+            self.mirror.meet = self.gate.neighbours.peers.members
+        upstream = gateway.dns.port if gateway else 0
+        self.dns = self.undo.enter_context(closing(AgentProxy(engine.datapath, upstream)))
         engine.lead, engine.links.hand_over = self.dns.listeners.lead, self.dns.take_over
         self.tree = CgroupTree(self.root, self._is_of_interest, self._is_pod)
         self.undo.callback(self.tree.close)
@@ -151,6 +167,9 @@ class _Agent:
             if number == signal.SIGHUP:
                 self._ask(read=True)
             else:
+                if self.gate:
+                    say(f"{signal.Signals(number).name}: not ready any more, who comes is served", NOTICE)
+                    await self.gate.drain(signals, self.settings)
                 self.parting = await trio.to_thread.run_sync(parting, number, self.source)
                 say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
                 self.notifier.stopping(self.parting.value)
@@ -195,16 +214,8 @@ class _Agent:
             self._ask()
 
     async def _follow_cluster(self) -> None:
-        if self.source is None or self.pods is None:
-            return
-        await self.nursery.start(self.source.run)
-        acceptance = Acceptance(self.source)
-        self.nursery.start_soon(acceptance.run)
-        while True:
-            self.pods.cluster = self.source.cluster
-            acceptance.look(self.pods.cluster)
-            self._ask()
-            await self.source.changed()
+        if self.source and self.pods:
+            await follow(self.source, self.pods, self._ask, self.nursery)
 
     async def _look_around(self) -> None:
         """Addresses are told by the kernel as they change; what nobody tells is looked at again and again."""
@@ -249,7 +260,8 @@ class _Agent:
 
     def _take(self, documents: Documents) -> None:
         self.settings, self.objects = documents.settings, documents.objects
-        self.selected = select(self.objects, self.settings)
+        elsewhere = machines.acting(self.objects) if self.settings.gateway else ()
+        self.selected = select(self.objects, self.settings, elsewhere=elsewhere)
 
     def _is_of_interest(self, path: str) -> bool:
         root = self.settings.cluster.cgroup_root
@@ -275,7 +287,10 @@ class _Agent:
             options = _options(self.settings, around)
             if self.pods is None:
                 wanted = plan(self.selected, self.settings, ids, self.guards, even)
-                return wanted, self.enforcement.apply(wanted, ids, options, around.home)
+                if self.gate is None:
+                    return wanted, self.enforcement.apply(wanted, ids, options, around.home)
+                held = self.enforcement
+                return self.gate.enforce(wanted, self.objects, self.settings, held, ids, options, around.home)
             view = self.pods.view(self.settings, self.objects)
             wanted = plan(view.selected, self.settings, ids, self.guards, even)
             wanted = self.pods.extend(view, wanted, ids, stirred, self.enforcement, around, now)
@@ -297,6 +312,8 @@ class _Agent:
     def _look(self) -> tuple[Surroundings, bool]:
         if self.pods:
             self.pods.find_server()
+        if self.gate and self.attached:
+            self.gate.look_again(self.settings)
         return look(self.settings), self.enforcement.is_attached
 
     async def _find_lifelines(self, around: Surroundings) -> None:
@@ -311,6 +328,9 @@ class _Agent:
         """By policy and reason, since the policy was put into the kernel."""
         held = list(self.enforcement.held.values())
         return {each.name: self.enforcement.engine.counters(each.number) for each in held}
+
+    def _hear(self, event: Event) -> str:
+        return self.gate.hear(event) if self.gate else ""
 
     def _look_at_pod(self, path: str) -> None:
         self.stirred.add(path)
@@ -327,22 +347,14 @@ class _Agent:
             cgroups=len(self.enforcement.placed),
             problems=self.good.problems,
             failed=tuple(failed),
-            told=(*told, *loose, *self._api_away()),
+            told=(*told, *loose, *away(self._api, self.is_ready)),
             pods=tuple(rows),
             dns=self.dns.numbers(),
+            gateway=self.gate.rows() if self.gate else {},
         )
         self.board.post(bulletin)
         self.last = bulletin
         return str(bulletin)
-
-    def _api_away(self) -> list[str]:
-        if self.source is None or self.source.health.connected:
-            return []
-        if not self.is_ready:
-            return [
-                f"the API server has not told everything yet, all stays as it is: {self.source.health.error}"
-            ]
-        return [f"the API server does not answer, what it said last holds: {self.source.health.error}"]
 
     async def _at_length(self, step: Callable[[], Found]) -> Found:
         self.busy_since = trio.current_time()
@@ -352,19 +364,13 @@ class _Agent:
             self.busy_since = None
 
 
-def _source(node: NodeOf | None) -> Kubernetes | None:
-    if node is None:
-        return None
-    from gateway.source_kubernetes import Asked, Kubernetes  # late: its client is slow to import
-
-    return Kubernetes(node.name, node.kubeconfig, Asked(home=node.namespace))
-
-
 def _options(settings: Settings, around: Surroundings) -> Options:
     return Options(
         resolvers=around.resolvers,
         searches=around.searches,
         names=True,
+        captured=settings.gateway is not None and settings.gateway.dns.capture,
+        shared=settings.gateway is not None and settings.gateway.peers is not None,
         floor=settings.floor,
         grace=settings.grace,
     )

@@ -52,6 +52,7 @@ class Item:
     """An object of ours with what the API says beside it, which does not count when two are compared.
 
     `object` is None where nothing of it can be read; `stale` where it is an earlier version of it.
+    `document` is what it was read from, less what the API adds.
     """
 
     object: Object | None
@@ -61,6 +62,7 @@ class Item:
     version: str = field(default="", compare=False)  # its resourceVersion
     generation: int = field(default=0, compare=False)
     condition: Condition | None = field(default=None, compare=False)
+    document: Data = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,12 @@ def endpoint_slice(data: Data) -> tuple[str, tuple[Server, ...]]:
     owner = f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(SERVICE_NAME, '')}"
     texts = [text for endpoint in data.get("endpoints") or () for text in endpoint.get("addresses") or ()]
     return owner, _servers(_addresses(texts), data.get("ports"))
+
+
+def addresses_behind(data: Data) -> tuple[Address, ...]:
+    """Of an EndpointSlice, ready or not."""
+    texts = [text for endpoint in data.get("endpoints") or () for text in endpoint.get("addresses") or ()]
+    return tuple(_addresses(texts))
 
 
 def service_cidr(data: Data) -> tuple[Network, ...]:
@@ -186,8 +194,9 @@ def _networks(texts: Iterable[str]) -> Iterator[Network]:
 # ---- Ours -------------------------------------------------------------------------------------------------
 
 
-def item(kind: str, data: Data) -> Item:
-    """An Egress, ClusterEgress or ExternalWorkload. Raises nothing: what is wrong is among its problems."""
+def item(kind: str, data: Data, keeps: bool = False) -> Item:
+    """An Egress, ClusterEgress or ExternalWorkload. Raises nothing: what is wrong is among its problems.
+    `keeps`: its document, too."""
     metadata = data["metadata"]
     known = {key: metadata[key] for key in ("name", "namespace", "labels") if key in metadata}
     document = {"apiVersion": API_VERSION, "kind": kind, "metadata": known, "spec": data.get("spec")}
@@ -199,6 +208,7 @@ def item(kind: str, data: Data) -> Item:
         version=metadata["resourceVersion"],
         generation=int(metadata.get("generation") or 0),
         condition=_accepted(data),
+        document=document if keeps else {},
     )
 
 
@@ -206,7 +216,7 @@ def succeed(before: Item | None, new: Item) -> Item:
     """What is kept of `new` after `before`: where it can't be read, the object as it was."""
     if new.object is not None or before is None or before.uid != new.uid:
         return new
-    return replace(new, object=before.object, stale=before.object is not None)
+    return replace(new, object=before.object, document=before.document, stale=before.object is not None)
 
 
 def _accepted(data: Data) -> Condition | None:

@@ -9,6 +9,7 @@ The rules this file must obey:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.crds import NAMES
@@ -29,6 +30,12 @@ class Right:
     namespace: str = "*"
 
 
+def _of_definitions(kinds: Iterable[str]) -> Right:
+    """Whether its objects were deleted, or their definition."""
+    names = tuple(f"{NAMES[kind].plural}.{GROUP}" for kind in kinds)
+    return Right("apiextensions.k8s.io", "customresourcedefinitions", ("get",), names)
+
+
 RIGHTS = (
     Right("", "pods", READ),
     Right("", "namespaces", READ),
@@ -36,12 +43,7 @@ RIGHTS = (
     Right("networking.k8s.io", "servicecidrs", READ),
     *(Right(GROUP, NAMES[kind].plural, READ) for kind in KINDS),
     *(Right(GROUP, f"{NAMES[kind].plural}/status", ("patch",)) for kind in KINDS),
-    Right(  # whether its objects were deleted, or their definition
-        "apiextensions.k8s.io",
-        "customresourcedefinitions",
-        ("get",),
-        names=tuple(f"{NAMES[kind].plural}.{GROUP}" for kind in KINDS),
-    ),
+    _of_definitions(KINDS),
     Right("events.k8s.io", "events", ("create", "patch")),
     # The cluster's DNS, in whichever namespace it is.
     Right("", "services", READ, namespace="kube-system"),
@@ -50,4 +52,13 @@ RIGHTS = (
     Right("apps", "daemonsets", READ, names=("skouter",), namespace="skouter-system"),
     Right("authentication.k8s.io", "tokenreviews", ("create",)),
     Right("authorization.k8s.io", "subjectaccessreviews", ("create",)),
+)
+# Of a gateway, outside of any cluster: what may select machines (an Egress never does). The other gateways'
+# addresses are in whichever namespace its configuration names.
+OF_MACHINES = ("ClusterEgress", "ExternalWorkload")
+RIGHTS_OF_GATEWAY = (
+    *(Right(GROUP, NAMES[kind].plural, READ) for kind in OF_MACHINES),
+    *(Right(GROUP, f"{NAMES[kind].plural}/status", ("patch",)) for kind in OF_MACHINES),
+    _of_definitions(OF_MACHINES),
+    Right("discovery.k8s.io", "endpointslices", READ, namespace="skouter-system"),
 )

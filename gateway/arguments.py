@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, POLICIES = Path("/etc/skouter/agent.yaml"), Path("/etc/skouter/policies")
+GATEWAY = Path("/etc/skouter/gateway.yaml")
 
 DESCRIPTION = "Skouter: what may leave this machine, by DNS name, enforced in the kernel."
 
@@ -37,6 +38,17 @@ examples:
   keeps where a policy selects it (deploy/examples/node-bootstrap.yaml).
 """
 
+GATEWAY_EPILOG = """
+examples:
+  skouter gateway                                   as skouter-gateway.service runs it
+  skouter gateway --unbound > unbound.conf          the configuration of the resolver beside it
+  skouter gateway --make-key > peer.key             what all gateways have, and nobody else
+
+  Forwards the machines of the configuration's networks whose route leads here, as far as the policies allow
+  that select them: by workloadSelector and the labels of their ExternalWorkload, or by sourceCIDRs. When it
+  ends, what it enforces stays enforced, and forwarding goes on; skouter uninstall takes all of it away.
+"""
+
 WAIT_EPILOG = """
 examples:
   ExecStartPre=+skouter wait                        in a unit's drop-in: it never starts without its policy
@@ -53,6 +65,7 @@ EXPLAIN_EPILOG = """
 examples:
   skouter policy explain egress.yaml --workload app=web example.com:443
   skouter policy explain egress.yaml --workload app=web --namespace shop 192.0.2.7:53/udp
+  skouter policy explain gateway/*.yaml --source 10.20.0.11 example.com:443
 """
 
 
@@ -66,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_policy(commands)
     _add_agent(commands)
+    _add_gateway(commands)
     status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
     status.add_argument("--pod", metavar="NAMESPACE/NAME", help="only what concerns this pod of this node")
     status.set_defaults(do="status")
@@ -217,6 +231,23 @@ def _add_agent(commands: Any) -> None:
         command.set_defaults(do=command.prog.split()[-1])
 
 
+def _add_gateway(commands: Any) -> None:
+    gateway = _add(
+        commands, "gateway", "a daemon: forward other machines, held to policies", GATEWAY_EPILOG, False
+    )
+    gateway.add_argument(
+        "--config", type=Path, default=GATEWAY, metavar="FILE", help=f"the configuration ({GATEWAY})"
+    )
+    gateway.add_argument(
+        "--unbound", action="store_true", help="print the configuration of its resolver, and exit"
+    )
+    gateway.add_argument("--make-key", action="store_true", help="print a new key for peers, and exit")
+    gateway.add_argument(
+        "--root", default="/", metavar="CGROUP", help="look after this cgroup alone, as if it were the host"
+    )
+    gateway.set_defaults(do="gateway")
+
+
 def _add_policy(commands: Any) -> None:
     policy = commands.add_parser("policy", help="check and explain policy documents").add_subparsers(
         dest="what", required=True, metavar="COMMAND"
@@ -230,6 +261,9 @@ def _add_policy(commands: Any) -> None:
     explain.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
     explain.add_argument(
         "--workload", default="", metavar="LABELS", help="labels of the workload: app=web,tier=front"
+    )
+    explain.add_argument(
+        "--source", metavar="ADDRESS", help="or the machine behind a gateway that has this address"
     )
     explain.add_argument("--namespace", default="default", help="its namespace")
     explain.add_argument(

@@ -35,6 +35,7 @@ class Bulletin:
     told: tuple[str, ...]
     pods: tuple[dict[str, Any], ...] = ()
     dns: dict[str, int] = field(default_factory=dict)  # over TCP: what the proxy did so far
+    gateway: dict[str, Any] = field(default_factory=dict)  # of one: its interfaces and machines
 
     def __str__(self) -> str:
         text = f"workloads: {self.workloads}, cgroups: {self.cgroups}"

@@ -37,6 +37,7 @@ ABORT = struct.pack("ii", 1, 0)  # struct linger: the peer gets a reset
 PIECE = 16384  # bytes that are read at once
 AT_ONCE = 64  # connections that are accepted in a row
 OUT_OF_ROOM = 0.1  # seconds to wait where there are no descriptors left
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 UNREAD = b""  # in place of a question: an answer that teaches nothing, known by its id alone
 
 
@@ -66,8 +67,10 @@ class Numbers:
 class Proxy:
     """All connections of one process."""
 
-    def __init__(self, door: Door, limits: Limits | None = None) -> None:
+    def __init__(self, door: Door, limits: Limits | None = None, upstream: int = 0) -> None:
+        """`upstream`: a port of this host, where the resolver is that answers in everybody's place."""
         self.door, self.limits, self.numbers = door, limits or Limits(), Numbers()
+        self.upstream = upstream
         self.sessions: dict[int, dict[int, _Session]] = {}  # by workload, then by order of coming
         self.most = min(self.limits.all, _descriptors() // 2)
 
@@ -214,12 +217,15 @@ class _Session:
             await self.answered.wait()
 
     async def _reach_server(self) -> trio.SocketStream:
-        address = self.asker.server
-        made = trio.socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+        address, port = str(self.asker.server), self.asker.server_port
+        family = socket.AF_INET if self.asker.server.version == 4 else socket.AF_INET6
+        if self.proxy.upstream:
+            address, port = LOOPBACK[family], self.proxy.upstream
+        made = trio.socket.socket(family)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             with trio.fail_after(self.limits.reply):
-                await made.connect((str(address), self.asker.server_port))
+                await made.connect((address, port))
         except BaseException:
             made.close()
             raise

@@ -110,16 +110,17 @@ async def serve(listeners: Listeners) -> None:
 
 
 class AgentProxy:
-    """The proxy of a node: of what connect() led here, and of what the links of pods steer here."""
+    """The proxy of a node: of what connect() led here, and of what links and gateways steer here.
+    `upstream` is as :class:`gateway.dns_proxy.Proxy` has it."""
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, upstream: int = 0) -> None:
         from bpf.ask import Door
         from gateway.dns_proxy import Proxy
 
         self.datapath = datapath
         self.listeners, self.steered = Listeners(datapath), _transparent(datapath)
         self.door = Door(datapath)
-        self.proxy = Proxy(self.door)
+        self.proxy = Proxy(self.door, upstream=upstream)
 
     async def serve(self) -> None:
         """For ever."""

@@ -13,7 +13,7 @@ import trio
 
 from gateway import startup_taint
 from gateway.bulletin import Bulletin
-from gateway.health import Report, Sources, serve_here, serve_network
+from gateway.health import Report, Sources, serve_here, serve_network, serve_plainly
 from gateway.links import ATTACHED, BYPASSED, NONE
 from gateway.metrics import Numbers
 from gateway.notify import NOTICE, WARNING, say
@@ -22,6 +22,8 @@ from gateway.request import Request
 if TYPE_CHECKING:
     from gateway.api_server import Door
     from gateway.dns_service import AgentProxy
+    from gateway.gate import Gate
+    from gateway.settings import Settings
     from gateway.source_kubernetes import Kubernetes
 
 HUNG = 300.0  # seconds after which a step is taken to hang
@@ -37,6 +39,8 @@ class Agent(Protocol):
     busy_since: float | None
     last: Bulletin | None
     dns: AgentProxy
+    gate: Gate | None
+    settings: Settings
 
     def packets(self) -> Mapping[str, Mapping[str, int]]: ...
 
@@ -50,6 +54,9 @@ async def attend(agent: Agent) -> None:
             nursery.start_soon(serve_here, request.health, sources)
         if request.metrics and request.health:
             nursery.start_soon(serve_network, request.metrics, request.health.parent, sources)
+        if agent.settings.gateway and agent.settings.gateway.health:
+            address, port = agent.settings.gateway.health
+            nursery.start_soon(serve_plainly, (str(address), port), sources)
         if request.node and request.node.startup_taint and agent.source:
             nursery.start_soon(_free, agent, agent.source.door, request.node.name)
 
@@ -63,7 +70,7 @@ def _report(agent: Agent) -> Report:
     waits = "the API server has not told everything yet" if agent.source else "nothing is enforced yet"
     return Report(
         dead=(f"a step has been hanging for more than {HUNG:.0f} s",) if hangs else (),
-        unready=() if agent.is_ready else (waits,),
+        unready=(*(() if agent.is_ready else (waits,)), *(agent.gate.unready() if agent.gate else ())),
     )
 
 
@@ -77,6 +84,8 @@ def _numbers(agent: Agent) -> Numbers:
         problems=len(last.problems) + len(last.failed) if last else 0,
         api=source.counts() if source else {},
         dns=agent.dns.numbers(),
+        peers=agent.gate.neighbours.peers.numbers() if agent.gate and agent.gate.neighbours else {},
+        ready=not _report(agent).unready,
         api_connected=source.health.connected if source else None,
     )
 

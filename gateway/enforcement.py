@@ -28,7 +28,7 @@ from bpf.load import DatapathError
 from gateway import cgroups
 from gateway.commands import LINGER
 from gateway.engine import RING_BYTES, Engine, Held
-from gateway.groups import GROUP
+from gateway.groups import GROUP, MACHINES
 from gateway.links import State
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
@@ -36,10 +36,12 @@ from gateway.plan import EXEMPT, Plan, Ranges, Wanted
 from gateway.policy import Policy
 from gateway.resolvers import Resolver
 from gateway.settings import HOST
+from gateway.sources import is_machine
 from gateway.states import EngineError, locked, states
 from routing.links import Ways
 from routing.own import Home
 
+GROUPS = GROUP, MACHINES
 GROUP_RING = 1 << 16  # bytes: there may be hundreds of groups
 NOWHERE_ELSE: Mapping[str, Home] = MappingProxyType({})
 NO_WAYS: Mapping[str, Ways] = MappingProxyType({})
@@ -126,7 +128,7 @@ class Enforcement:
         for name in {*self.held, *self._inherited} - plan.wanted.keys() - plan.kept:
             with _told(outcome, f"workload {name}"):
                 self._release(name)
-                if not name.startswith(GROUP):
+                if not name.startswith(GROUPS):
                     outcome.told.append(f"workload {name} is held to nothing any more")
         self._shut_all(plan, ids, outcome)
         for held in self.held.values():
@@ -140,7 +142,8 @@ class Enforcement:
         theirs = {0} | {
             int(state["policy"]) for state in states(self.engine.where) if state["kind"] == "command"
         }
-        gone = {int(key) for key, row in table.items() if int(row.policy) not in theirs} - alive
+        rows = ((int(key), int(row.policy)) for key, row in table.items())
+        gone = {key for key, policy in rows if policy not in theirs and not is_machine(key)} - alive
         self._gone = {identity: self._gone.get(identity, now) for identity in gone}
         with locked(self.engine.where):
             over = [identity for identity, since in self._gone.items() if since + LINGER < now]
@@ -299,13 +302,15 @@ class Enforcement:
 
 
 def _kind(name: str) -> str:
-    if name.startswith(GROUP):
-        return "pods"
+    if name.startswith(GROUPS):
+        return "pods" if name.startswith(GROUP) else "machines"
     return "host" if name == HOST else "workload"
 
 
 def _options(options: Options, name: str, wanted: Wanted) -> Options:
-    options = replace(options, host=name == HOST)
+    if name.startswith(MACHINES):  # whose names this host's resolver answers
+        return replace(options, resolvers=(), searches=())
+    options = replace(options, host=name == HOST, captured=False, shared=False)
     if wanted.lookups is None:
         return options
     servers, searches = wanted.lookups

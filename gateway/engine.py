@@ -265,11 +265,11 @@ class Engine:
                     told.append(f"{path}: connections that came in before may be refused: {error}")
 
             adopt_all()
-            told += self._carry_grants(left, held)
+            told += self.carry_grants(left, held)
             self.homes.enter(identity, held.number, home)
             if left is not None:
                 self.numbers.judge_anew(left)
-            told += self._carry_grants(left, held, late=True)
+            told += self.carry_grants(left, held, late=True)
             adopt_all()  # what was accepted meanwhile
             held.cgroups[path] = identity
             held.titles |= {path: title} if title else {}
@@ -281,7 +281,7 @@ class Engine:
             )
         return told[:1]
 
-    def _carry_grants(self, left: int | None, held: Held, late: bool = False) -> list[str]:
+    def carry_grants(self, left: int | None, held: Held, late: bool = False) -> list[str]:
         if left is None or left == held.number:
             return []
         peers = held.peers & (self._held[left].peers if left in self._held else held.peers)

@@ -147,6 +147,10 @@ def _near_address(grants: list[_Grant], wanted: Network) -> str:
 
 
 def _untouched(objects: list[Object], workload: Workload) -> Explanation:
+    if workload.addresses:  # behind a gateway, which forwards nobody else
+        sentence = f"No object selects {workload}: a gateway refuses it everything."
+        mend = f"Select it, by the labels of an ExternalWorkload or by sourceCIDRs: {workload.addresses[0]}."
+        return Explanation(False, "untouched", sentence, mend)
     mend = f"To filter it, give an object a selector that matches {workload}."
     if workload.is_agent:
         mend = "The agent itself is never filtered."

@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway import source_files
 from gateway.notify import ERR, NOTICE, say
+from gateway.records import Problem
 from gateway.source_files import Documents, PolicyFiles, Texts, understand
 
 AtLength = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -33,13 +34,13 @@ class GoodFiles:
         """The set to begin with, that of an earlier agent if need be; None where there is none."""
         documents = await self.read()
         if documents is None and self.texts is not None:
-            documents, _ = understand(self.texts, str(self.files.config))
+            documents, _ = self._understand(self.texts)
         return documents
 
     async def read(self) -> Documents | None:
         """The files, if they are good as a whole; every problem is told."""
         texts, unreadable = self.files.read()
-        documents, wrong = await self.at_length(lambda: understand(texts, str(self.files.config), self.texts))
+        documents, wrong = await self.at_length(lambda: self._understand(texts, self.texts))
         before, self.problems = self.problems, tuple(map(str, (*unreadable, *wrong)))
         if (texts, self.problems) != (self.seen, before):
             self._tell_problems(was_bad=bool(before))
@@ -52,6 +53,11 @@ class GoodFiles:
             await self.at_length(self._keep)
         assert isinstance(documents, Documents)
         return documents
+
+    def _understand(
+        self, texts: Texts, before: Texts | None = None
+    ) -> tuple[Documents | None, list[Problem]]:
+        return understand(texts, str(self.files.config), before, self.files.gateway)
 
     def _tell_problems(self, was_bad: bool) -> None:
         for problem in self.problems:

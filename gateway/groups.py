@@ -1,4 +1,4 @@
-"""Which policy number each pod is under: pods that are held to the same share one.
+"""Which policy number each pod is under, or machine: those that are held to the same share one.
 
 The rules this file must obey:
 
@@ -22,7 +22,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
-GROUP = "pods-"  # and a number: what a group is called
+GROUP, MACHINES = "pods-", "machines-"  # and a number: what a group is called
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,12 @@ def assign(
     at: Mapping[str, str],
     said: Mapping[str, Key | None],
     leaving: Collection[str] = (),
+    prefix: str = GROUP,
 ) -> Groups[Key]:
     """Groups for all pods of `wanted` (to what each is to be held) and for the `staying` ones.
 
     `at`: where each pod is now, those that have gone may be in it; `said`: what each group says now, None
-    where that is not known any more; `leaving` pods are to be in no group.
+    where that is not known any more; `leaving` pods are to be in no group. `prefix` is that of all names.
     """
     under: dict[str, list[str]] = {name: [] for name in said}
     for pod in sorted([*wanted, *staying]):
@@ -52,7 +53,7 @@ def assign(
     pinned = {at[pod] for pod in (*staying, *leaving) if pod in at}
     says = {name: _says(name, under[name], wanted, said, pinned) for name in said}
     home = _homes(says, under, wanted, said)
-    names = _fresh(said)
+    names = _fresh(said, prefix)
     for key in dict.fromkeys(wanted[pod] for pod in sorted(wanted)):
         if key not in home:
             home[key] = next(names)
@@ -91,9 +92,9 @@ def _homes(
     return home
 
 
-def _fresh(said: Collection[str]) -> Iterator[str]:
-    return (name for name in (f"{GROUP}{number}" for number in count(1)) if name not in said)
+def _fresh(said: Collection[str], prefix: str) -> Iterator[str]:
+    return (name for name in (f"{prefix}{number}" for number in count(1)) if name not in said)
 
 
 def _number(name: str) -> int:
-    return int(name.removeprefix(GROUP))
+    return int(name.rpartition("-")[2])

@@ -75,6 +75,16 @@ async def serve_here(path: Path, sources: Sources) -> None:
     await _serve(trio.SocketListener(listening), answer)
 
 
+async def serve_plainly(address: tuple[str, int], sources: Sources) -> None:
+    """For ever, on a TCP port, to everybody: a load balancer has no token. What is told names nobody."""
+
+    async def answer(request: h11.Request) -> Answer:
+        return _answer(sources, request)
+
+    (listener,) = await _listen(address)
+    await _serve(listener, answer)
+
+
 async def serve_network(address: tuple[str, int], folder: Path, sources: Sources) -> None:
     """For ever, on a TCP port. The key lies in `folder`, which is the agent's own."""
     context = await trio.to_thread.run_sync(_certificate, folder)

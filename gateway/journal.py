@@ -53,8 +53,8 @@ class Journal:
         if event.reason == "NEVER_LEARNED":
             before = f"not learned for {workload}: {not_learned(event.name, address)}"
             return self._count((workload, event.name, event.reason), before, "", now)
-        if event.reason in ANSWERS or event.verdict == "PASS":
-            return []
+        if event.reason in ANSWERS or event.verdict == "PASS" or event.reason == "HELD_BACK":
+            return []  # what is held back is tried again, and told then if it is refused
         at = destination(event, self._names.get((workload, address), ""))
         verb = "would refuse" if event.verdict == "WOULD_DROP" else "refused"
         key = (workload, at.name or address, at.protocol, str(at.port), event.reason)

@@ -42,7 +42,7 @@ class Links:
     """All links of one kernel half, in the calling thread's network namespace."""
 
     def __init__(self, loaded: Datapath, by_tcx: bool | None = None) -> None:
-        self.datapath, self.on = loaded, LinkPrograms(loaded.root, by_tcx)
+        self.datapath, self.on = loaded, LinkPrograms(loaded.root, by_tcx=by_tcx)
         self.hand_over: Callable[[], None] = lambda: None  # has the links lead DNS over TCP to the proxy
         held = loaded["settings"][0]
         self._marks = Marks(int(held.mark_mask), int(held.mark))

@@ -33,6 +33,8 @@ class Numbers:
     links: Mapping[str, int] = field(default_factory=dict)
     problems: int = 0
     api: Mapping[str, int] = field(default_factory=dict)
+    peers: Mapping[str, int] = field(default_factory=dict)  # of a gateway; `members` and `heard` are of now
+    ready: bool = True
     api_connected: bool | None = None  # None: it follows files
     dns: Mapping[str, int] = field(default_factory=dict)  # over TCP; `open` is a number of connections now
 
@@ -77,6 +79,12 @@ class _Families:
         yield _family("counter", "skouter_dns_tcp", "DNS over TCP: what its proxy did, or met with.", done)
         about = "Connections that the proxy of DNS over TCP has."
         yield _one("gauge", "skouter_dns_tcp_connections", about, numbers.dns.get("open", 0))
+        now = ("members", "heard")
+        done = (({"what": what}, count) for what, count in numbers.peers.items() if what not in now)
+        yield _family("counter", "skouter_peers", "Datagrams and facts of other gateways.", done)
+        there = (({"state": what}, count) for what, count in numbers.peers.items() if what in now)
+        yield _family("gauge", "skouter_peer_members", "Other gateways: all, and those heard lately.", there)
+        yield _one("gauge", "skouter_ready", "Whether /readyz says so.", int(numbers.ready))
         sent = (({"what": what}, count) for what, count in numbers.api.items())
         yield _family("counter", "skouter_api", "What was sent to the API server, or lost.", sent)
 

@@ -46,6 +46,8 @@ class Options:
     host: bool = False  # the workload is the host: what keeps it on its network passes
     names: bool = False  # answers are told too, for who tells refusals by name
     trace: bool = False
+    captured: bool = False  # whatever server a machine asks, the resolver of this host answers
+    shared: bool = False  # what is learned, or missing, is told to other gateways
     floor: int = FLOOR
     grace: int = GRACE
 
@@ -250,6 +252,8 @@ class Numbers:
         bits |= constant("TRACE") if options.trace else 0
         bits |= constant("NAMES") if options.names else 0
         bits |= constant("HOST") if options.host else 0
+        bits |= constant("CAPTURED") if options.captured else 0
+        bits |= constant("SHARED") if options.shared else 0
         bits |= constant("RESOLVER_PORTS") if any(r.port != 53 for r in options.resolvers) else 0
         before = self.datapath["policies"][number]
         self.datapath["policies"][number] = (

@@ -20,6 +20,7 @@ from gateway import cgroups
 
 DEFAULT = "skouter"
 BPFFS = Path("/sys/fs/bpf")
+FORWARDING = "forwarding.json"  # of a gateway, below its state: what the host's settings were before
 STATE = Path("/var/lib")  # file-hierarchy(7)
 INSTANCE = re.compile(r"skouter(-[A-Za-z0-9_-]+)?")  # never the name of somebody else's folder
 
@@ -48,6 +49,10 @@ class Place:
     @property
     def kept(self) -> Path:
         return self.state / "good.json"
+
+    @property
+    def mirror(self) -> Path:
+        return self.state / "mirror"
 
     @property
     def lock(self) -> Path:

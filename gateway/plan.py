@@ -96,9 +96,14 @@ class Selected:
     told: tuple[str, ...]
 
 
-def select(objects: Collection[Object], settings: Settings, kept: Sequence[Egress] = ()) -> Selected:
+def select(
+    objects: Collection[Object],
+    settings: Settings,
+    kept: Sequence[Egress] = (),
+    elsewhere: Collection[str] = (),
+) -> Selected:
     """The workloads that some object selects; the host stands last, and has the rules of `kept` too, so that
-    nobody is locked out of what the node itself lives on."""
+    nobody is locked out of what the node itself lives on. Objects that act `elsewhere` are not idle."""
     workloads = [Workload("machine", m.name, labels=dict(m.labels)) for m in settings.workloads]
     workloads.append(Workload("host", HOST, node_labels=dict(settings.node_labels)))
     policies: dict[str, tuple[Policy, tuple[str, ...]]] = {}
@@ -109,7 +114,7 @@ def select(objects: Collection[Object], settings: Settings, kept: Sequence[Egres
             policy = union([*selected, *(replace(each, audit=policy.audit) for each in kept)])
         if policy is not None:
             policies[workload.name] = policy, tuple(map(str, selected))
-    acting = {name for _policy, names in policies.values() for name in names}
+    acting = {name for _policy, names in policies.values() for name in names} | {*elsewhere}
     idle = [str(item) for item in objects if isinstance(item, Egress) and str(item) not in acting]
     told = (f"{name} selects nothing on this host: compare its selectors with the labels" for name in idle)
     return Selected(policies, tuple(told))

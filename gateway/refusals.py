@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from bpf import kernel
-from bpf.events import SENTENCES, decode
+from bpf.events import SENTENCES, Event, decode
 from gateway.engine import Held
 from gateway.journal import Journal
 from gateway.node_pods import NodePods
@@ -32,12 +32,18 @@ REASON = "EgressDenied"  # of the Events
 
 
 class Refusals:
-    """`look_again` has the pod at a path looked at. Without a cluster there is no `source`, and no pod."""
+    """`look_again` has the pod at a path looked at. Without a cluster there is no `source`, and no pod.
+    `hear` is told of every event, and may know a name for its workload."""
 
     def __init__(
-        self, pods: NodePods | None, source: Kubernetes | None, look_again: Callable[[str], None]
+        self,
+        pods: NodePods | None,
+        source: Kubernetes | None,
+        look_again: Callable[[str], None],
+        hear: Callable[[Event], str] = lambda _event: "",
     ) -> None:
         self._pods, self._source, self._look_again = pods, source, look_again
+        self._hear = hear
         self._journal = Journal(SENTENCES)
         self._looked = float("-inf")
         self._listening: dict[str, trio.CancelScope] = {}
@@ -70,6 +76,7 @@ class Refusals:
 
     def _tell(self, name: str, data: bytes) -> None:
         event, now = decode(data), trio.current_time()
+        name = self._hear(event) or name
         titled = self._pods.by_id.get(event.workload) if self._pods else None
         if titled and titled.pod and self._source and (note := self._journal.note(titled.title, event)):
             self._source.tell(titled.pod, REASON, note)

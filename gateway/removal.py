@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
-from gateway.link_programs import LinkPrograms
-from gateway.place import Place
+from gateway.link_programs import detach_everywhere
+from gateway.place import FORWARDING, Place
 from gateway.states import locked
-from routing import steering
+from routing import forwarding, steering
 
 
 def off(where: Place) -> list[str]:
@@ -18,12 +19,24 @@ def off(where: Place) -> list[str]:
     for cgroup in (where.cgroup, where.hierarchy):
         if cgroup.is_dir():
             gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
-    for step in (LinkPrograms(where.pins).detach_all, lambda: steering.remove(where.name)):
+    steps = (
+        partial(detach_everywhere, where.pins),
+        partial(steering.remove, where.name),
+        partial(forwarding.open_to_all, where.name, where.state / FORWARDING),
+    )
+    for step in steps:
         try:
             gone += step()
         except OSError as error:  # the others are not to stay for it
             gone.append(f"not all: {error}")
     return gone
+
+
+def _not_forwarded(where: Place) -> list[str]:
+    try:
+        return forwarding.remove(where.name, where.state / FORWARDING)
+    except OSError as error:
+        return [f"not all: {error}"]
 
 
 def uninstall(where: Place) -> list[str]:
@@ -35,7 +48,7 @@ def uninstall(where: Place) -> list[str]:
 
 
 def _uninstall(where: Place) -> list[str]:
-    gone = off(where)
+    gone = [*off(where), *_not_forwarded(where)]
     for path in (where.pins, where.run, where.state):
         if path.exists():
             gone.append(str(path))

@@ -17,6 +17,16 @@ class Request:
     node: NodeOf | None = None
     health: Path | None = None  # a socket to be asked on
     metrics: tuple[str, int] | None = None  # and an address of this node
+    gateway: bool = False
+    mirrored: Mirrored | None = None  # where its policies come from, if not from files
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """The API server of `kubeconfig`, whose policies a gateway has as files; `peers` is a Service there."""
+
+    kubeconfig: Path
+    peers: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,14 @@ def machines(objects: Iterable[Object]) -> list[Workload]:
     return found
 
 
+def machine_at(objects: Iterable[Object], address: Network) -> Workload:
+    """The machine whose packets come from there, as a gateway tells them apart; one without a name where no
+    object has the address."""
+    around = [each for each in machines(objects) if inside(address, each.addresses[0])]
+    nobody = Workload("machine", str(address.network_address), addresses=(address,))
+    return max(around, key=lambda each: each.addresses[0].prefixlen, default=nobody)
+
+
 def _in_its_namespaces(egress: Egress, workload: Workload, exempt: Collection[str]) -> bool:
     if egress.namespace is not None:
         return egress.namespace == workload.namespace

@@ -1,4 +1,4 @@
-"""The agent's own configuration: from the text of agent.yaml to a frozen record, every problem at once.
+"""The agent's own configuration, or a gateway's: from its text to a frozen record, every problem at once.
 
 The rules this file must obey:
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from gateway import schema, yaml_nodes
+from gateway import gateway_settings, schema, yaml_nodes
 from gateway.addresses import Address, BadAddressError, Network, parse_network, parse_server
+from gateway.gateway_settings import GatewaySettings
 from gateway.names import BadNameError, normal
 from gateway.reading import Reading, labels
 from gateway.records import Problem
@@ -83,18 +84,22 @@ class Settings:
     grace: int = GRACE
     cluster: ClusterSettings = ClusterSettings()
     link: LinkSettings = LinkSettings()
+    gateway: GatewaySettings | None = None
 
 
-def read(text: str, file: str) -> tuple[Settings | None, list[Problem]]:
-    """The settings, or None and every problem of the file."""
+def read(text: str, file: str, gateway: bool = False) -> tuple[Settings | None, list[Problem]]:
+    """The settings, or None and every problem of the file. A `gateway`'s has more to say."""
     first, *more = [*yaml_nodes.documents(text)] or [yaml_nodes.Document({})]
     reading = Reading(file, first)
     if more:
         reading.wrong((), "holds more than one document", "leave out the lines that are ---")
     if not reading.found:
-        for violation in schema.violations_of(_SCHEMA, first.data, reading.spelling):
+        shape = _GATEWAY_SCHEMA if gateway else _SCHEMA
+        for violation in schema.violations_of(shape, first.data, reading.spelling):
             reading.wrong(*violation)
     settings = _settings(reading)
+    if gateway:
+        settings = replace(settings, gateway=gateway_settings.read(reading))
     return (None if reading.found else settings), reading.problems()
 
 
@@ -247,4 +252,9 @@ _SCHEMA: schema.Schema = {
         "cluster": _CLUSTER,
         "link": {"type": "object", "properties": {"mark": _MARK, "mask": _MARK}},
     },
+}
+_GATEWAY_SCHEMA: schema.Schema = {
+    "type": "object",
+    "properties": {**_SCHEMA["properties"], **gateway_settings.PROPERTIES},
+    "required": gateway_settings.REQUIRED,
 }

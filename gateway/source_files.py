@@ -55,9 +55,10 @@ class Documents:
 class PolicyFiles:
     """A folder of policies and a configuration file, watched from the first `read` on."""
 
-    def __init__(self, folder: Path, config: Path, may_be_none: bool = False) -> None:
-        """`may_be_none`: no policy is a good set, too, as where others come from elsewhere."""
-        self.folder, self.config, self.may_be_none = folder, config, may_be_none
+    def __init__(self, folder: Path, config: Path, may_be_none: bool = False, gateway: bool = False) -> None:
+        """`may_be_none`: no policy is a good set, too, as where others come from elsewhere. `gateway`: whose
+        the configuration is."""
+        self.folder, self.config, self.may_be_none, self.gateway = folder, config, may_be_none, gateway
         self._inotify = INotify(nonblocking=True)
         self._watched: dict[int, Path] = {}
         self._writing: set[tuple[int, str]] = set()
@@ -141,10 +142,10 @@ class PolicyFiles:
 
 
 def understand(
-    texts: Texts, config: str, before: Texts | None = None
+    texts: Texts, config: str, before: Texts | None = None, gateway: bool = False
 ) -> tuple[Documents | None, list[Problem]]:
     """What the texts mean, or every problem of all of them. `before` are those of the last good set."""
-    read, problems = settings.read(texts.config or "", config)
+    read, problems = settings.read(texts.config or "", config, gateway)
     if texts.config is None and before is not None and before.config is not None:
         problems.append(Problem(config, None, "", "", "is gone", "restore it; an empty file is the defaults"))
     objects: dict[str, Object] = {}

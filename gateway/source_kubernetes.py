@@ -28,6 +28,7 @@ import trio
 from gateway import api_objects, api_questions
 from gateway.addresses import Address, Network
 from gateway.api_objects import Item, OnNode, Server
+from gateway.api_rights import OF_MACHINES
 from gateway.api_server import SERVICE_ACCOUNT, Data, Door, ServerError
 from gateway.api_writer import Writer
 from gateway.cluster import Cluster, Node, Pod
@@ -48,7 +49,8 @@ DNS_PORT = 53
 class Asked:
     """What may be set. `dns` names the Services of the cluster's DNS, by namespace and label, and so their
     EndpointSlices, which carry the labels of their Service. `home` is the namespace of the agent's DaemonSet,
-    which is followed there; none: it is no pod's."""
+    which is followed there; none: it is no pod's. A `gateway` follows what may select machines, and keeps
+    these documents; `peers` is the Service, by namespace and name, whose endpoints the other gateways are."""
 
     dns: tuple[tuple[str, str], ...] = CLUSTER_DNS
     node_cache: tuple[Address, ...] = NODE_CACHE
@@ -56,6 +58,8 @@ class Asked:
     spread: float = 30.0  # seconds within which some agent writes a condition
     account: Path = SERVICE_ACCOUNT
     home: str = ""
+    gateway: bool = False
+    peers: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ class Kubernetes:
             for name, resource in resources.items()
         }
         self._writer = Writer(self.door, node_name, self.asked.spread, self.asked.pace.most, self._item)
-        self._here: OnNode | None = None  # as it was seen last: a node deleted from the API is still this one
+        # As it was seen last: a node deleted from the API is still this one. A gateway is none.
+        self._here = OnNode(Node(node_name)) if self.asked.gateway else None
         self._cluster: Cluster | None = None
         self._whole, self._news = trio.Event(), trio.Event()
 
@@ -95,6 +100,17 @@ class Kubernetes:
                 raise ServerError(0, "the cluster was not listed yet")
             self._cluster = self._snapshot()
         return self._cluster
+
+    @property
+    def documents(self) -> list[Data]:
+        """Of a gateway: what may select machines, of each the last version without a problem."""
+        items = [item for kind in OF_MACHINES for _, item in sorted(self._items(kind).items())]
+        return [item.document for item in items if item.document and (item.stale or not item.problems)]
+
+    @property
+    def peers(self) -> tuple[Address, ...]:
+        """Of a gateway: the addresses behind its Service."""
+        return tuple(sorted({each for found in self._items("peers").values() for each in found}, key=str))
 
     @property
     def server(self) -> tuple[str, int]:
@@ -150,7 +166,7 @@ class Kubernetes:
 
     def _heard(self, follower: Follower) -> None:
         self._cluster = None
-        self._here = self._lists["node"].items.get(self.node_name, self._here)
+        self._here = self._items("node").get(self.node_name, self._here)
         self._tell_what_is_unreadable(follower)
         self._weigh()
         if self._here and all(each.listed for each in self._lists.values()):
@@ -159,7 +175,7 @@ class Kubernetes:
 
     def _weigh(self) -> None:
         errors = [each.error for each in self._lists.values() if each.error]
-        if self._lists["node"].listed and not self._here:
+        if "node" in self._lists and self._lists["node"].listed and not self._here:
             errors.append(f"there is no node {self.node_name!r}: set NODE_NAME to spec.nodeName")
         connected = not errors and all(each.connected for each in self._lists.values())
         since = self.health.since if connected == self.health.connected else time.time()
@@ -167,37 +183,41 @@ class Kubernetes:
 
     def _tell_what_is_unreadable(self, follower: Follower) -> None:
         """Of such an object nobody else hears."""
-        kind = next((kind for kind in KINDS if self._lists[kind] is follower), None)
+        kind = next((kind for kind in KINDS if self._lists.get(kind) is follower), None)
         for key, item in follower.items.items() if kind else ():
             if item.object is None or item.stale:
                 self._writer.accept(str(kind), key, item, (), RULES_IGNORED)
 
     def _item(self, kind: str, key: str) -> Item | None:
-        return self._lists[kind].items.get(key)
+        return self._items(kind).get(key)
+
+    def _items(self, name: str) -> dict[str, Any]:
+        """None of a list that is not followed."""
+        return self._lists[name].items if name in self._lists else {}
 
     def _snapshot(self) -> Cluster:
         assert self._here is not None
-        items = [item for kind in KINDS for _, item in sorted(self._lists[kind].items.items())]
-        pods = [pod for _, pod in sorted(self._lists["pods"].items.values(), key=lambda each: each[0])]
+        items = [item for kind in KINDS for _, item in sorted(self._items(kind).items())]
+        pods = [pod for _, pod in sorted(self._items("pods").values(), key=lambda each: each[0])]
         return Cluster(
             node=self._here.node,
             objects=tuple(item.object for item in items if item.object is not None),
             problems=tuple(problem for item in items for problem in item.problems),
-            namespaces=MappingProxyType(dict(self._lists["namespaces"].items)),
+            namespaces=MappingProxyType(dict(self._items("namespaces"))),
             pods=MappingProxyType(api_objects.by_cgroup(pods)),
             resolvers=self._resolvers(pods),
             ranges=tuple(sorted({*self._here.ranges, *self._service_ranges()}, key=lambda n: (n.version, n))),
         )
 
     def _service_ranges(self) -> Iterable[Network]:
-        return (network for found in self._lists["ranges"].items.values() for network in found)
+        return (network for found in self._items("ranges").values() for network in found)
 
     def _resolvers(self, pods: Iterable[Pod]) -> tuple[Server, ...]:
         found: set[Server] = set()
         for number in range(len(self.asked.dns)):
-            services = self._lists[f"dns {number}"].items
+            services = self._items(f"dns {number}")
             found.update(server for servers in services.values() for server in servers)
-            for owner, servers in self._lists[f"dns {number} endpoints"].items.values():
+            for owner, servers in self._items(f"dns {number} endpoints").values():
                 found.update(servers if owner in services else ())
         if any(map(_is_node_cache, pods)):
             found.update((address, DNS_PORT) for address in self.asked.node_cache)
@@ -210,6 +230,8 @@ def _is_node_cache(pod: Pod) -> bool:
 
 
 def _resources(node_name: str, asked: Asked) -> dict[str, Resource]:
+    if asked.gateway:
+        return _resources_of_gateway(asked)
     found = {kind: _ours(kind) for kind in KINDS}
     found["node"] = Resource("/api/v1/nodes", api_objects.node, fields=f"metadata.name={node_name}")
     found["namespaces"] = Resource("/api/v1/namespaces", api_objects.labels)
@@ -228,10 +250,20 @@ def _resources(node_name: str, asked: Asked) -> dict[str, Resource]:
     return found
 
 
-def _ours(kind: str) -> Resource:
+def _resources_of_gateway(asked: Asked) -> dict[str, Resource]:
+    found = {kind: _ours(kind, keeps=True) for kind in OF_MACHINES}
+    if asked.peers:
+        namespace, name = asked.peers
+        slices = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        mine = f"{api_objects.SERVICE_NAME}={name}"
+        found["peers"] = Resource(slices, api_objects.addresses_behind, labels=mine)
+    return found
+
+
+def _ours(kind: str, keeps: bool = False) -> Resource:
     return Resource(
         f"/apis/{API_VERSION}/{NAMES[kind].plural}",
-        lambda data: api_objects.item(kind, data),
+        lambda data: api_objects.item(kind, data, keeps),
         api_objects.succeed,
         definition=f"{NAMES[kind].plural}.{GROUP}",
     )

@@ -144,9 +144,18 @@ def _agent_lines(agent: dict[str, Any]) -> list[str]:
         out.append("  these files are NOT enforced, an earlier set of them is:")
         out += [f"    {problem}" for problem in agent["problems"]]
     out += [f"  {line}" for line in (*agent["failed"], *agent["told"])]
+    out += _gateway_lines(agent["gateway"]) if agent.get("gateway") else []
     if any(agent.get("dns", {}).values()):
         out.append(f"  DNS over TCP: {', '.join(f'{name} {count}' for name, count in agent['dns'].items())}")
     return out + [f"  {line}" for row in agent.get("pods", ()) for line in _pod_lines(row)]
+
+
+def _gateway_lines(gateway: dict[str, Any]) -> list[str]:
+    out = [f"  gateway: clients on {gateway['inside']}, way out on {gateway['outside']}"]
+    out += [f"  NOT READY: {why}" for why in gateway["unready"]]
+    if gateway["peers"]:
+        out.append(f"  peers: {', '.join(f'{name} {count}' for name, count in gateway['peers'].items())}")
+    return out + [f"  machine {row['name']} {row['source']}: {row['group']}" for row in gateway["machines"]]
 
 
 def _pod_lines(row: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,9 @@ HANDLE = 1  # of the one filter at our preference
 LOOPBACK = "lo"
 IPV6 = int(socket.AF_INET6)
 DEFAULTS = {int(socket.AF_INET): "0.0.0.0/0", IPV6: "::/0"}
-SCOPE_HOST, LOCAL_ROUTE = 254, 2  # RT_SCOPE_HOST, RTN_LOCAL
+SCOPE_HOST, FORWARDED_ROUTE, LOCAL_ROUTE = 254, 1, 2  # RT_SCOPE_HOST, RTN_UNICAST, RTN_LOCAL
+MAIN = 254  # RT_TABLE_MAIN
+LOOK_UP, GO_TO, NOTHING, PROHIBIT = 1, 2, 3, 8  # FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_PROHIBIT
 GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL, errno.ESRCH, errno.EOPNOTSUPP)
 
 
@@ -42,13 +44,21 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """Packets with these bits look up a table, in the order of priorities (ip-rule(8))."""
+    """What is done with packets, in the order of priorities (ip-rule(8)): by default they look up a table.
+
+    They are those with these bits in their mark, from these sources ("" any; else a network), that arrive by
+    this interface ("": by any).
+    """
 
     family: int
     priority: int
-    mark: int
-    mask: int
-    table: int
+    mark: int = 0
+    mask: int = 0
+    table: int = 0
+    action: int = LOOK_UP
+    target: int = 0  # GO_TO: the priority to go on with
+    source: str = ""
+    interface: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,19 +120,34 @@ def remove_filter(index: int, hook: int, preference: int) -> None:
 
 def rules() -> list[Rule]:
     """Those that look at marks."""
+    return _rules(lambda rule: bool(rule.mask))
+
+
+def rules_of(priorities: range) -> list[Rule]:
+    return _rules(lambda rule: rule.priority in priorities)
+
+
+def _rules(wanted: Callable[[Rule], bool]) -> list[Rule]:
     with _netlink() as netlink:
-        return [
-            Rule(
-                family,
-                int(message.get_attr("FRA_PRIORITY") or 0),
-                int(message.get_attr("FRA_FWMARK") or 0),
-                int(message.get_attr("FRA_FWMASK") or 0),
-                int(message.get_attr("FRA_TABLE") or message["table"]),
-            )
-            for family in DEFAULTS
-            for message in _of(family, netlink.get_rules)
-            if message.get_attr("FRA_FWMARK") is not None
-        ]
+        found = (
+            _rule_of(family, message) for family in DEFAULTS for message in _of(family, netlink.get_rules)
+        )
+        return [rule for rule in found if wanted(rule)]
+
+
+def _rule_of(family: int, message: Any) -> Rule:
+    source = message.get_attr("FRA_SRC")
+    return Rule(
+        family,
+        int(message.get_attr("FRA_PRIORITY") or 0),
+        int(message.get_attr("FRA_FWMARK") or 0),
+        int(message.get_attr("FRA_FWMASK") or 0),
+        int(message.get_attr("FRA_TABLE") or message["table"]),
+        int(message["action"]),
+        int(message.get_attr("FRA_GOTO") or 0),
+        f"{source}/{message['src_len']}" if source else "",
+        str(message.get_attr("FRA_IIFNAME") or ""),
+    )
 
 
 def routes(table: int) -> list[Route]:
@@ -147,9 +172,20 @@ def remove_rule(rule: Rule) -> None:
 
 
 def _rule(command: str, rule: Rule, *fine: int) -> None:
+    about: dict[str, Any] = {"family": rule.family, "priority": rule.priority, "action": rule.action}
+    if rule.mask:
+        about |= {"fwmark": rule.mark, "fwmask": rule.mask}
+    if rule.action == LOOK_UP:
+        about |= {"table": rule.table}
+    if rule.action == GO_TO:
+        about |= {"goto": rule.target}
+    if rule.source:
+        address, _, length = rule.source.partition("/")
+        about |= {"src": address, "src_len": int(length)}
+    if rule.interface:
+        about |= {"iifname": rule.interface}
     with _netlink() as netlink, _unless(*fine):
-        bits = {"fwmark": rule.mark, "fwmask": rule.mask}
-        netlink.rule(command, family=rule.family, priority=rule.priority, table=rule.table, **bits)
+        netlink.rule(command, **about)
 
 
 def add_route(route: Route) -> None:
@@ -165,6 +201,25 @@ def _route(command: str, route: Route, *fine: int) -> None:
     with _netlink() as netlink, _unless(*fine):
         (loopback,) = netlink.link_lookup(ifname=LOOPBACK)
         netlink.route(command, **where, type="local", scope=SCOPE_HOST, oif=loopback)
+
+
+def default_interface() -> str:
+    """The one by which what is not known otherwise leaves: of IPv4's default route, or else of IPv6's.
+
+    Raises :class:`OSError` where there is none, or several are used at once.
+    """
+    with _netlink() as netlink:
+        for family in DEFAULTS:
+            ways = [
+                (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
+                for message in _of(family, netlink.get_routes, table=MAIN)
+                if message["dst_len"] == 0 and message["type"] == FORWARDED_ROUTE
+            ]
+            if ways:
+                if (found := min(ways)[1]) is None:
+                    raise OSError("the default route has several ways: name the interface instead of auto")
+                return str(netlink.get_links(found)[0].get_attr("IFLA_IFNAME"))
+    raise OSError("there is no default route: name the interface instead of auto")
 
 
 # ---- The library ------------------------------------------------------------------------------------------

@@ -18,22 +18,17 @@ Source: ip-rule(8), libnftables-json(5).
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from routing import netlink
+from routing import netlink, nft
 from routing.netlink import DEFAULTS, Route, Rule
+from routing.nft import Json
 
 PRIORITY = 53  # behind the table of this host's own addresses, before what a CNI has for its pods
 TABLE = 21323  # a number that nobody chose for something else
-NFT = "nft"
 RAW = -300  # NF_IP_PRI_RAW: before packets are tracked
 IF_INET6 = Path("/proc/thread-self/net/if_inet6")
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +42,17 @@ class Marks:
     @property
     def answers(self) -> int:
         return self.mask & ~self.steered
+
+    @property
+    def admitted(self) -> int:
+        """Of a packet of a gateway's client which its program lets through: both bits."""
+        return self.mask
+
+    @property
+    def guarded(self) -> int:
+        """Of the same packet when nftables has seen it (forwarding_table.py): no answer of a listener is
+        ever forwarded, so these bits mean something else there."""
+        return self.answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +123,10 @@ def apply(marks: Marks, name: str) -> Change:
 
     Raises :class:`OSError` with what is missing, nft(8) for one.
     """
-    wanted = plan(marks, name, _families())
+    wanted = plan(marks, name, families())
     change = difference(_look(name), wanted)
     if change.write_table:  # first: where it can't be written, nothing is
-        _write(name, wanted.table)
+        nft.write(name, wanted.table)
     for route in change.add_routes:
         netlink.add_route(route)
     for rule in change.add_rules:
@@ -140,52 +146,17 @@ def remove(name: str) -> list[str]:
     for route in there.routes:
         netlink.remove_route(route)
     if there.table:
-        _write(name, ())
+        nft.write(name, ())
     gone = [f"rule of priority {PRIORITY}"] if there.rules else []
     gone += [f"table {TABLE}"] if there.routes else []
     return gone + ([f"table inet {name} of nftables"] if there.table else [])
 
 
-def _families() -> frozenset[int]:
+def families() -> frozenset[int]:
+    """Of addresses that this host has."""
     return frozenset(family for family in DEFAULTS if family != netlink.IPV6 or IF_INET6.exists())
 
 
 def _look(name: str) -> Steering:
     ours = (rule for rule in netlink.rules() if (rule.priority, rule.table) == (PRIORITY, TABLE))
-    return Steering(frozenset(ours), frozenset(netlink.routes(TABLE)), _read(name))
-
-
-def _read(name: str) -> tuple[Json, ...]:
-    if not shutil.which(NFT):
-        return ()
-    tables = _objects(_nft("list", "tables", "inet"))
-    if not any(item.get("table", {}).get("name") == name for item in tables):
-        return ()
-    return tuple(_without_handle(item) for item in _objects(_nft("list", "table", "inet", name)))
-
-
-def _objects(text: str) -> list[Json]:
-    return [item for item in json.loads(text)["nftables"] if "metainfo" not in item]
-
-
-def _without_handle(item: Json) -> Json:
-    return {
-        kind: {key: value for key, value in about.items() if key != "handle"} for kind, about in item.items()
-    }
-
-
-def _write(name: str, table: tuple[Json, ...]) -> None:
-    """All at once, in place of what was there."""
-    ours = {"table": {"family": "inet", "name": name}}
-    steps = [{"add": ours}, {"delete": ours}, *({"add": item} for item in table)]
-    _nft("-f", "-", text=json.dumps({"nftables": steps}))
-
-
-def _nft(*words: str, text: str = "") -> str:
-    try:
-        done = subprocess.run([NFT, "-j", *words], input=text, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise OSError("nft is not there: install the package nftables") from None
-    if done.returncode:
-        raise OSError(f"nft {' '.join(words)}: {(done.stderr.strip() or 'failed').splitlines()[0]}")
-    return done.stdout
+    return Steering(frozenset(ours), frozenset(netlink.routes(TABLE)), nft.read(name))

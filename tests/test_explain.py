@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway import documents, names, patterns, policy
 from gateway.explain import explain
 from gateway.records import Block, Egress, Ports, Rule, Selector
-from gateway.selection import Workload, machines, selecting
+from gateway.selection import Workload, machine_at, machines, selecting
 
 EXAMPLES = Path(__file__).parent.parent / "deploy" / "examples"
 WEB = Workload("pod", "web-1", labels={"app": "web"})
@@ -219,6 +219,18 @@ def test_an_exempt_namespace_says_so():
     assert "exempt" in found.mend
     agent = Workload("pod", "skouter", is_agent=True)
     assert explain([egress("a")], agent, "a.com").mend == "The agent itself is never filtered."
+
+
+def test_a_machine_behind_a_gateway_is_the_nearest_prefix_around_its_address():
+    """And a gateway forwards nobody whom no object selects."""
+    objects = example("machines.yaml")
+    known = next(each for each in machines(objects) if each.addresses[0].prefixlen == 32)
+    at = known.addresses[0]
+    assert machine_at(objects, at) == known
+    nobody = machine_at(objects, ip_network("203.0.113.77/32"))
+    found = explain(objects, nobody, "a.com")
+    assert (found.allowed, found.why) == (False, "untouched")
+    assert "a gateway refuses it everything" in str(found)
 
 
 def test_the_fields_are_plain_json():

@@ -10,9 +10,10 @@ import pytest
 GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
     *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
-    *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain", "settings"),
+    *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain"),
+    *("gateway_settings", "settings"),
     *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "metrics", "api_rights"),
-    *("kubelet", "groups", "pods", "node_plan", "facts", "dumps"),
+    *("kubelet", "groups", "pods", "node_plan", "unbound", "machines", "facts", "dumps"),
 )  # each may import those before it
 LATE = ("dns_messages", "sealing")  # pure too, but imported when they are needed: what they import is heavy
 

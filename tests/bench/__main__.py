@@ -71,7 +71,7 @@ def verdict_rows(costs: dict[str, float], kind: str, aim: str) -> list[tuple[str
     ]
 
 
-def write(rows: list[tuple[str, str, str, str]]) -> None:
+def write(rows: list[tuple[str, str, str, str]], out: Path = OUT, what: str = "Bench") -> None:
     head = ("what", "figure", "", "aim")
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
 
@@ -82,10 +82,10 @@ def write(rows: list[tuple[str, str, str, str]]) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    title = f"# Bench, Linux {platform.release()}, commit {commit.stdout.strip() or 'unknown'}\n"
+    title = f"# {what}, Linux {platform.release()}, commit {commit.stdout.strip() or 'unknown'}\n"
     text = "\n".join([title, line(head), rule, *map(line, rows), ""])
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(text)
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(text)
     print(text)
 
 

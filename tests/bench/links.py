@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bpf import kernel
 from bpf.load import LINK
-from tests.kernel.bench import Bench
-from tests.kernel.link_lab import GOOD, UDP, Lab, World, datagram
+from tests.kernel.bench import UDP, Bench
+from tests.kernel.link_lab import GOOD, Lab, World, datagram
 
 EMPTY = bytes.fromhex("b7000000ffffffff9500000000000000")  # r0 = TC_ACT_UNSPEC; exit
 PACKETS, ROUNDS = 20_000, 5

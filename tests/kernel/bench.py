@@ -16,10 +16,11 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 import os
+import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -37,10 +38,12 @@ REASONS = contract().enumerators("reason")
 FLAGS = {name: value for value, name in contract().enumerators("flag").items()}
 WRITTEN_BY_PROGRAMS = (
     *("grants", "grant_ring", "holdings", "questions", "question_ring", "tallies"),
-    *("flows", "flow_ring", "inbounds", "inbound_ring", "carried", "claims", "fragments"),
+    *("flows", "flow_ring", "inbounds", "inbound_ring", "carried", "claims", "fragments", "misses"),
 )
 SECOND = 10**9
 LATER = 3600 * SECOND
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _generations = count(1)
@@ -48,6 +51,13 @@ _generations = count(1)
 
 def now() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 5 s: {what}"
+        time.sleep(0.002)
 
 
 def _checked(result: int) -> None:

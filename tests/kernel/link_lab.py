@@ -18,18 +18,17 @@ import os
 import socket
 import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
 from bpf import kernel
 from bpf.compile import INSTRUCTION
-from bpf.load import LINK, LINK_HOOKS
+from bpf.load import LINK, LINKS
 from routing import own
 from tests.kernel import packets as p
-from tests.kernel.bench import LATER, Bench, Namespace, inside, now
+from tests.kernel.bench import FAMILY, LATER, TCP, Bench, Namespace, inside, now
 
 POLICY, SITE = 7, 100
 ANY, ONLY_80, PINGS = 1, 2, 4
@@ -42,22 +41,14 @@ FOREIGN = {4: "10.9.0.77", 6: "fd09::77"}
 POD_MAC, NODE_MAC = bytes.fromhex("020000000002"), bytes.fromhex("020000000001")
 OTHER_MAC, BROADCAST = bytes.fromhex("020000000077"), b"\xff" * 6
 LINK_LOCAL = "fe80::ff:fe00:2"
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 UNREACHABLE, ECHO = {4: 3, 6: 1}, {4: 8, 6: 128}
 PING = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
-TCP, UDP, RAW = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW
+RAW = socket.SOCK_RAW
 ETH_P_ALL = 3
 REDIRECT = 23  # enum bpf_func_id
 FENCE = b"a fence"
 
 _numbers = count(1)
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, f"not within 5 s: {what}"
-        time.sleep(0.002)
 
 
 # ---- Frames
@@ -197,7 +188,7 @@ class World:
 
     def attach(self) -> None:
         with self.lab.node.entered():
-            for name, hook in LINK_HOOKS.items():
+            for name, hook in LINKS.hooks.items():
                 if kernel.program_info(self.b.d.for_links()[name]).id not in kernel.attached(
                     self.lab.index, hook
                 ):
@@ -205,7 +196,7 @@ class World:
 
     def detach(self) -> None:
         with self.lab.node.entered():
-            for name, hook in LINK_HOOKS.items():
+            for name, hook in LINKS.hooks.items():
                 if kernel.program_info(self.b.d.for_links()[name]).id in kernel.attached(
                     self.lab.index, hook
                 ):

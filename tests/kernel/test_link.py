@@ -15,23 +15,19 @@ import pytest
 
 from bpf import kernel
 from bpf.compile import INSTRUCTION
-from bpf.load import LINK, LINK_HOOKS
+from bpf.load import LINK, LINKS
 from gateway.room import Room
 from tests.kernel import packets as p
-from tests.kernel.bench import SECOND, Namespace, now
+from tests.kernel.bench import FAMILY, SECOND, TCP, UDP, Namespace, now, wait_until
 from tests.kernel.link_lab import (
     ANY,
-    FAMILY,
     GOOD,
     PING,
     POD,
     POLICY,
     SITE,
-    TCP,
-    UDP,
     World,
     datagram,
-    wait_until,
 )
 
 families = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
@@ -276,7 +272,7 @@ def test_the_link_s_programs_come_first_and_are_replaced_in_place(w: World) -> N
     other = Namespace()
     other.ip("link add one type veth peer name two")
     with other.entered():
-        for hook in LINK_HOOKS.values():
+        for hook in LINKS.hooks.values():
             index = socket.if_nametoindex("one")
             kernel.attach_to_link(made[0], index, hook)
             kernel.attach_to_link(made[1], index, hook)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.kernel import packets as p
+from tests.kernel.bench import wait_until
 from tests.kernel.link_lab import (
     BAD,
     FOREIGN,
@@ -36,7 +37,6 @@ from tests.kernel.link_lab import (
     packet,
     signed,
     summed,
-    wait_until,
 )
 
 families = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])

@@ -15,8 +15,8 @@ import pytest
 
 from bpf.contract import contract
 from tests.kernel import packets as p
+from tests.kernel.bench import FAMILY, TCP, UDP, wait_until
 from tests.kernel.link_lab import (
-    FAMILY,
     NODE,
     NODE_MAC,
     POD,
@@ -24,13 +24,10 @@ from tests.kernel.link_lab import (
     POLICY,
     RESOLVER,
     SITE,
-    TCP,
-    UDP,
     World,
     datagram,
     frame,
     packet,
-    wait_until,
 )
 from tests.kernel.messages import wire
 

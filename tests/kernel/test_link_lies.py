@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import packets as p
+from tests.kernel.bench import UDP, wait_until
 from tests.kernel.link_lab import (
+    ANY,
     GOOD,
     ONLY_80,
     OTHER_MAC,
@@ -24,17 +26,14 @@ from tests.kernel.link_lab import (
     POD_MAC,
     POLICY,
     SITE,
-    UDP,
     World,
     datagram,
     frame,
     packet,
     summed,
-    wait_until,
 )
 
 LOOT, FENCE = b"loot;", b"a fence!"
-ANY = 1  # bits of a service
 SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
 SOL_PACKET, PACKET_VNET_HDR, NEEDS_CSUM = 263, 15, 1  # linux/if_packet.h, linux/virtio_net.h
 OTHER = "fe80::77"

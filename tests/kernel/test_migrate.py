@@ -303,6 +303,7 @@ def fill(d: Datapath) -> None:
         "links": [(5, (WORKLOAD, b"\2abcde"))],
         "proxies": [(NUMBER, (12, b"\0\x50", b"\0\x51"))],
         "own": [((address, 12), 1)],
+        "sources": [((120, address), 1 << constant("MACHINE_BIT") | 5)],
         "resolvers": [((address, NUMBER, b"\0\x35"), 1)],
         "names": [((16 + 8 * 4, policy, b"moc\0"), ([PEER, 0, 0, 0],))],
         "suffixes": [((16 + 8 * 4, policy, b"moc."), ([4] + [0] * 7,))],

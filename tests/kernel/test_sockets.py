@@ -19,7 +19,6 @@ import os
 import random
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -31,7 +30,7 @@ from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from tests.kernel import packets as p
-from tests.kernel.bench import LATER, SECOND, Bench, Namespace, inside, now
+from tests.kernel.bench import FAMILY, LATER, SECOND, TCP, UDP, Bench, Namespace, inside, now, wait_until
 from tests.kernel.messages import Answer, wire
 
 POLICY, OTHER, HOME = 7, 8, 77
@@ -42,18 +41,9 @@ ALSO_GOOD = {4: "203.0.113.2", 6: "2001:db8::2"}
 BAD = {4: "203.0.113.3", 6: "2001:db8::3"}
 ME = {4: "10.1.0.2", 6: "fd01::2"}
 RESOLVER = {4: "10.1.0.1", 6: "fd01::1"}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 families = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 _numbers = count(1)
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, f"not within 5 s: {what}"
-        time.sleep(0.002)
 
 
 def disconnect(s: socket.socket) -> None:

@@ -39,7 +39,11 @@ def verify_all() -> None:
     """Each program by itself, so that one that is refused hides no other."""
     code = load.compiled()
     maps = {m.name: kernel.create_map(m) for m in contract().maps.values()}
-    for name, (function, kind, attach) in {**load.wanted(), **load.wanted_on_links()}.items():
+    for name, (function, kind, attach) in {
+        **load.wanted(),
+        **load.LINKS.wanted(),
+        **load.GATEWAY.wanted(),
+    }.items():
         program = load.linked(code[function], maps)
         error, log = verify(name, program, kind, attach, SUMMARY)
         if not error:

@@ -73,6 +73,46 @@ def test_the_comments_of_the_configuration_are_good_lines(tmp_path: Path) -> Non
     assert (len(read.resolvers), read.exempt, read.floor, read.grace) == (2, ("chrony.service",), 60, 60)
 
 
+def test_the_units_of_a_gateway_are_what_systemd_takes(tmp_path: Path) -> None:
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    names = ("skouter-gateway.service", "skouter-resolver.service")
+    for name in names:
+        shutil.copy(DEPLOY / name, units)
+    for name in ("sysinit", "basic", "shutdown", "network-online"):
+        (units / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
+    for program in ("opt/skouter/bin/skouter", "bin/kill", "bin/sh", "usr/sbin/unbound"):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("/bin/true", tmp_path / program)
+    done = analyze(f"--root={tmp_path}", "verify", "--man=no", *names)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "exposure"), [("skouter-gateway.service", 45), ("skouter-resolver.service", 20)]
+)
+def test_the_units_of_a_gateway_leave_little(unit: str, exposure: int) -> None:
+    done = analyze("security", "--offline=true", "--no-pager", f"--threshold={exposure}", DEPLOY / unit)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_comments_of_a_gateway_s_configuration_are_good_lines() -> None:
+    text = (DEPLOY / "gateway.yaml").read_text()
+    least, problems = settings.read(text, "gateway.yaml", gateway=True)
+    assert least, problems
+    said = re.sub(r"^# (?=( |[a-z]+:))", "", text, flags=re.MULTILINE).replace("policies: /etc", "# /etc")
+    read, problems = settings.read(said, "gateway.yaml", gateway=True)
+    assert not problems
+    assert read
+    assert read.gateway
+    assert (read.gateway.kubeconfig, read.gateway.health and read.gateway.health[1]) == (
+        "/etc/skouter/kubeconfig",
+        9808,
+    )
+    assert read.gateway.peers
+    assert (len(read.gateway.peers.members), read.gateway.dns.zones[0][0]) == (2, "corp.example")
+
+
 def test_the_agent_does_all_of_its_work_with_what_the_unit_leaves_it(host: Host) -> None:
     """Hold, end a withdrawn connection, find who listens, keep the last good set."""
     if not shutil.which("systemd-analyze"):

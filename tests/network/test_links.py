@@ -17,9 +17,10 @@ import pytest
 from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath, identities
+from bpf.load import LINKS
 from gateway import place
 from gateway.homes import Homes
-from gateway.link_programs import ORDER, LinkPrograms, has_tcx
+from gateway.link_programs import LinkPrograms, has_tcx
 from gateway.links import ATTACHED, BYPASSED, NONE, Links, State
 from routing import interfaces, links, netlink
 from routing.links import Link, Ways
@@ -163,7 +164,7 @@ class Ours:
     def __init__(self, root: Path, version: str, what: int) -> None:
         folder = root / f"programs-{version}"
         folder.mkdir(parents=True)
-        self.programs = {name: returning(what) for name in ORDER}
+        self.programs = {name: returning(what) for name in tuple(LINKS.hooks)}
         for name, fd in self.programs.items():
             kernel.pin(fd, folder / name)
 
@@ -282,7 +283,11 @@ def test_a_replacement_lets_nothing_through(
 def test_other_tools_programs_stay_and_come_after_ours(host: Machine, pod: Machine, root: Path) -> None:
     if not has_tcx():
         pytest.skip("tcx needs Linux 6.6")
-    on, ours, foreign = host.do(lambda: LinkPrograms(root, True)), Ours(root, "one", UNSPEC), returning(OK)
+    on, ours, foreign = (
+        host.do(lambda: LinkPrograms(root, by_tcx=True)),
+        Ours(root, "one", UNSPEC),
+        returning(OK),
+    )
     index, number = host.index("host0"), int(kernel.program_info(foreign).id)
     host.do(lambda: kernel.attach_to_link(foreign, index, INGRESS))
     attach(host, on, ours)
@@ -324,7 +329,7 @@ def test_other_tools_filters_stay(
     host: Machine, pod: Machine, root: Path, preference: int, before: str
 ) -> None:
     on, ours, foreign = (
-        host.do(lambda: LinkPrograms(root, False)),
+        host.do(lambda: LinkPrograms(root, by_tcx=False)),
         Ours(root, "one", UNSPEC),
         returning(UNSPEC),
     )
@@ -398,7 +403,7 @@ def test_ATTACK_a_pod_gives_its_interface_away_and_is_judged_no_more(
     assert follow(host, judged, host.ways_of(pod)) == State(ATTACHED)
     pod.ip(f"link set eth0 netns {inner.space.holder.pid}")
     follow(host, judged, host.ways_of(pod))
-    chains = host.do(lambda: [judged.on._chain(host.index("host0"), name) for name in ORDER])
+    chains = host.do(lambda: [judged.on._chain(host.index("host0"), name) for name in tuple(LINKS.hooks)])
     assert all(set(chain) & judged.on.pinned() for chain in chains)
     assert told(rows)
 

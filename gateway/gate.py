@@ -1,0 +1,222 @@
+"""What an agent does on a gateway beside its own work: it has the clients' packets forwarded, and only those
+that are admitted.
+
+Rules this file obeys:
+
+- What refuses comes before what forwards: sources and their policies, then the programs, then the way out.
+- Others may take away what is ours (a restart of nftables does): it is looked at every few seconds, and made
+  anew.
+- A gateway is ready when it would serve a client as well as any other: only then is it sent any.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import trio
+from dnslib import DNSError, DNSRecord
+
+from bpf.events import Event
+from bpf.load import GATEWAY
+from gateway.enforcement import Enforcement, Outcome
+from gateway.engine import Engine
+from gateway.gateway_settings import AUTO, GatewaySettings
+from gateway.link_programs import LinkPrograms
+from gateway.machines import UNREGISTERED, Machines, plan
+from gateway.neighbours import Neighbours
+from gateway.numbers import Options
+from gateway.place import FORWARDING
+from gateway.plan import Plan
+from gateway.records import Object
+from gateway.settings import Settings
+from gateway.sources import Sources
+from gateway.states import EngineError, locked
+from routing import forwarding
+from routing.forwarding import Forwarding
+from routing.own import Home
+from routing.steering import Marks
+
+TOGETHER = 0.05  # seconds in which changes of nftables are one
+AGAIN, PATIENCE = 2.0, 1.0  # seconds between two questions to the resolver, and for its answer
+QUESTION = "localhost."  # every resolver answers it by itself: whether it lives, not whether its upstreams do
+LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+LARGEST = 4096
+
+
+class Gate:
+    """Of one engine. `failed` is what should be so and is not, in words."""
+
+    def __init__(self, engine: Engine, settings: GatewaySettings) -> None:
+        self.engine, self.sources = engine, Sources(engine)
+        self.neighbours = Neighbours(engine.datapath, settings.peers) if settings.peers else None
+        if not self.neighbours:
+            engine.datapath.set(hold_back=0)  # as an earlier agent may have left it
+        self.programs = LinkPrograms(engine.where.pins, GATEWAY)
+        self.machines = Machines()
+        self.failed: tuple[str, ...] = ()
+        self.inside = self.outside = ""
+        self._standing = threading.Lock()
+        self.answers = self.stands = self.draining = False
+
+    # ---- What is to be --------------------------------------------------------------------------------
+
+    def enforce(
+        self,
+        wanted: Plan,
+        objects: Collection[Object],
+        settings: Settings,
+        held: Enforcement,
+        ids: Mapping[str, int],
+        options: Options,
+        home: Home,
+    ) -> tuple[Plan, Outcome]:
+        """The host's plan and that of the machines, made so; what fails of either is in the outcome."""
+        assert settings.gateway is not None
+        machines = self.machines = plan(objects, settings.gateway, self.sources.at(held.held), held.said)
+        wanted = replace(
+            wanted, wanted={**wanted.wanted, **machines.wanted}, told=(*wanted.told, *machines.told)
+        )
+        outcome, failed = held.apply(wanted, ids, options, home), list[str]()
+        try:
+            failed += self.sources.apply(machines.under, machines.titles, held.held, home)
+            if self.neighbours and settings.gateway.peers:
+                self.neighbours.follow(machines.wanted, held.held, settings.gateway.peers)
+            self.stand(settings)
+        except (EngineError, OSError) as error:
+            failed.append(f"gateway: {error}")
+            self.stands = False
+        self.failed = tuple(f"NOT ENFORCED: {line}" for line in failed)
+        return wanted, replace(outcome, failed=[*outcome.failed, *self.failed])
+
+    def stand(self, settings: Settings) -> None:
+        """The programs and the way out, as far as they are not there. Raises :class:`OSError`."""
+        assert settings.gateway is not None
+        self.inside, self.outside = (
+            _interface(name) for name in (settings.gateway.inside, settings.gateway.outside)
+        )
+        where = self.engine.where
+        with self._standing:
+            with locked(where):
+                programs = self.engine.datapath.for_gateway()
+                self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
+            self.engine.links.steer(where.name)
+            forwarding.apply(where.name, self._forwarding(settings), where.state / FORWARDING)
+            self.stands = True
+
+    def look_again(self, settings: Settings) -> None:
+        """Makes anew what somebody took away meanwhile."""
+        try:
+            self.stand(settings)
+        except (EngineError, OSError) as error:
+            self.failed, self.stands = (f"NOT ENFORCED: gateway: {error}",), False
+
+    def _forwarding(self, settings: Settings) -> Forwarding:
+        gateway = settings.gateway
+        assert gateway is not None
+        return Forwarding(
+            inside=frozenset({self.inside}),
+            outside=frozenset({self.outside}),
+            clients=gateway.clients,
+            marks=Marks(settings.link.mask, settings.link.mark),
+            capture=gateway.dns.capture,
+            dns_port=gateway.dns.port,
+            snat=gateway.snat,
+            conntrack=gateway.conntrack,
+        )
+
+    # ---- How it is -----------------------------------------------------------------------------------------
+
+    def unready(self) -> tuple[str, ...]:
+        """What keeps it from being sent any clients, in words."""
+        found = list(self.failed)
+        if not self.stands and not self.failed:
+            found.append("nothing is forwarded yet")
+        if not self.answers:
+            found.append("the resolver on this host does not answer: is skouter-resolver.service running?")
+        if self.neighbours:
+            found += self.neighbours.unready()
+        if self.draining:
+            found.append("it is about to end")
+        return tuple(found)
+
+    def rows(self) -> dict[str, Any]:
+        """For people."""
+        machines = self.machines
+        return {
+            "inside": self.inside,
+            "outside": self.outside,
+            "unready": list(self.unready()),
+            "peers": self.neighbours.peers.numbers() if self.neighbours else {},
+            "machines": [
+                {"source": str(source), "name": machines.titles[source], "group": group or "let through"}
+                for source, group in sorted(machines.under.items(), key=lambda item: str(item[0]))
+            ],
+        }
+
+    def hear(self, event: Event) -> str:
+        """An event of some workload; the name of the machine whose it is, or nothing."""
+        if self.neighbours:
+            self.neighbours.hear(event)
+        title = self.sources.titles.get(event.workload)
+        if title is None:
+            return ""
+        return f"machine {event.local if title == UNREGISTERED or '/' in title else title}"
+
+    async def drain(self, signals: AsyncIterator[int], settings: Settings) -> None:
+        """Until nobody should come any more, or a second signal."""
+        assert settings.gateway is not None
+        self.draining = True
+        with trio.move_on_after(settings.gateway.drain):
+            await anext(signals)
+
+    async def run(self, settings: Settings, held: Enforcement) -> None:
+        """For ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.ask_resolver, settings)
+            nursery.start_soon(self._follow_tables, settings, held)
+            if self.neighbours:
+                nursery.start_soon(self.neighbours.peers.run)
+
+    async def _follow_tables(self, settings: Settings, held: Enforcement) -> None:
+        """Whoever flushes nftables is not waited out. `skouter off` opens them, and means it."""
+        with forwarding.changes() as changes:
+            while True:
+                await trio.lowlevel.wait_readable(changes)
+                await trio.sleep(TOGETHER)
+                forwarding.drain(changes)
+                if self.stands and held.is_attached:
+                    await trio.to_thread.run_sync(self.look_again, settings)
+
+    async def ask_resolver(self, settings: Settings) -> None:
+        """For ever: whether it answers, in `answers`."""
+        assert settings.gateway is not None
+        while True:
+            self.answers = any([await _answers(*at, settings.gateway.dns.port) for at in LOOPBACKS])
+            await trio.sleep(AGAIN)
+
+
+def _interface(name: str) -> str:
+    if name != AUTO:
+        if not any(name == there for _, there in socket.if_nameindex()):
+            raise OSError(f"there is no interface {name}: write one of `ip link`, or auto")
+        return name
+    found = forwarding.default_interface()
+    if found is None:
+        raise OSError("no default route says which interface is meant: write its name in place of auto")
+    return found
+
+
+async def _answers(family: int, address: str, port: int) -> bool:
+    try:
+        with trio.socket.socket(family, socket.SOCK_DGRAM) as asking, trio.move_on_after(PATIENCE):
+            await asking.connect((address, port))
+            question = DNSRecord.question(QUESTION)
+            await asking.send(question.pack())
+            return bool(DNSRecord.parse(await asking.recv(LARGEST)).header.id == question.header.id)
+    except (OSError, DNSError):
+        pass
+    return False
