@@ -200,6 +200,22 @@ async def test_facts_of_a_policy_that_is_not_here_are_left_out(circle: Circle) -
 
 
 @in_a_circle
+async def test_what_was_told_of_a_policy_that_comes_later_is_asked_for_again(circle: Circle) -> None:
+    full, late = Memory((DIGEST, OTHER_DIGEST)), Memory((DIGEST,))
+    full.learn(*FEW, digest=OTHER_DIGEST)
+    one, other = (circle.gateway(n + 1, circle.members(2), store) for n, store in enumerate((full, late)))
+    await until(lambda: other.numbers().get("facts of other policies") == len(FEW))
+    assert not late.rows
+    late.digests = full.digests
+    await until(lambda: late.has(*FEW, digest=OTHER_DIGEST))
+    await until(lambda: not other._strange)
+    dumps = other.numbers()["dumps"]
+    await trio.sleep(2 * QUICK.again + 2 * QUICK.greeting)
+    assert other.numbers()["dumps"] == dumps
+    assert one.ready.is_set()
+
+
+@in_a_circle
 async def test_facts_that_the_store_does_not_take_are_counted(circle: Circle) -> None:
     one, other = await circle.gateways_that_know_each_other(2)
     memory(one).learn(FEW[0], peer=0x9999)
