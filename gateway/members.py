@@ -37,6 +37,7 @@ class Pace:
     piece: float = 0.2  # that pieces of a dump are waited for until they are asked for again
     patience: float = 10.0  # and until it is given up
     again: float = 5.0  # between two dumps of one member
+    walk: float = 1.0  # between two walks through the tables, whoever asks
     names: float = 30.0  # until names are resolved again; where one can't be, `unresolved`
     unresolved: float = 2.0
 
@@ -52,7 +53,7 @@ class Member:
     session: bytes = NOBODY
     claimed: bytes = NOBODY
     heard: float = -math.inf
-    since: float = -math.inf  # what is learned is pushed to it
+    since: float = -math.inf  # what is learned is pushed to it; it wants no older snapshot
     is_ready: bool = False
     asked: float = -math.inf  # for a dump
     is_wanted: bool = True  # what it knows should be asked for

@@ -255,6 +255,7 @@ class Peers:
                     self._inbox.append((groups, member, message))
             case Done():
                 self.counts["dumps told"] += 1
+                member.since = monotonic()  # who asks again missed something: not the same once more
 
     async def _adopt(self) -> None:
         inbox, self._inbox = self._inbox, []

@@ -29,7 +29,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 SOON = 10  # seconds: what takes longer has gone wrong
 DIGEST, OTHER_DIGEST = b"d" * 16, b"o" * 16
 PEER = 0x1111
-QUICK = Pace(greeting=0.05, silence=0.5, again=0.1, names=0.05, unresolved=0.05, patience=1.0)
+QUICK = Pace(greeting=0.05, silence=0.5, again=0.1, walk=0.05, names=0.05, unresolved=0.05, patience=1.0)
 _numbers = count(1)
 
 
