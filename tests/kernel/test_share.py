@@ -15,6 +15,7 @@ from gateway.facts import Fact
 from gateway.ledger import Ledger
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, Bench, now
+from tests.network.circle import Circle, in_a_circle, until
 
 POLICY, OTHER, PEER, SECOND_PEER = 7, 8, 0x1111, 0x2222
 LONGEST, MOST = contract().constant("LONGEST_GRANT"), contract().constant("GRANTS_PER_POLICY")
@@ -211,6 +212,30 @@ def test_what_is_over_or_of_other_policies_is_not_told(b: Bench, ledger: Ledger)
     b.grant(POLICY, "203.0.113.1", (PEER, now() - 1), (SECOND_PEER, now() + SECOND // 2))
     b.grant(OTHER, "203.0.113.1", (PEER, now() + 100 * SECOND))
     assert list(ledger.held()) == ledger.find(DIGEST, A) == []
+
+
+@in_a_circle
+async def test_two_gateways_whose_numbers_differ_tell_each_other(circle: Circle, b: Bench) -> None:
+    """Both in one kernel half here, each with a number of its own for the one policy."""
+    many = numbered(10_000)
+    for number in (20, 21):
+        b.policy(number)
+        b.rule(number, PEER, 1)
+    b.rule(20, SECOND_PEER, 1)
+    share.adopt(b.d, 20, [(PEER, address, 1000) for address in many])
+    share.adopt(b.d, 20, [(SECOND_PEER, C, 1000)])
+    b.grant(20, "169.254.169.254", (PEER, now() + 1000 * SECOND))  # which nothing but a fault could write
+    one = circle.gateway(1, circle.members(2), Ledger(b.d, lambda: {SHARED: [20]}))
+    other = circle.gateway(2, circle.members(2), Ledger(b.d, lambda: {SHARED: [21]}))
+    await other.ready.wait()
+    assert {address for address, _ in there(b, 21)} == set(many)
+    assert all(990 < seconds < 1000 for seconds in there(b, 21).values())
+    assert other.numbers()["facts refused"] == 2
+    for gateway, number, hears in ((one, 20, 21), (other, 21, 20)):
+        address = p.packed(f"192.0.2.{number}")
+        share.adopt(b.d, number, [(PEER, address, 1000)])
+        gateway.learned(SHARED, address)
+        await until(lambda: share.find(b.d, hears, address))  # noqa: B023
 
 
 def test_a_hundred_thousand_are_taken_and_walked_in_about_a_second(b: Bench) -> None:

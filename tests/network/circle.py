@@ -22,7 +22,7 @@ import trio
 from gateway import facts, sealing
 from gateway.facts import Fact, Hello, Message
 from gateway.members import Pace
-from gateway.peers import Peers
+from gateway.peers import Peers, Store
 from gateway.sealing import Keys
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -96,12 +96,12 @@ class Circle:
         return [str(self.address(number)) for number in range(1, count + 1)]
 
     def gateway(
-        self, number: int, members: Iterable[str], memory: Memory | None = None, **options: Any
+        self, number: int, members: Iterable[str], store: Store | None = None, **options: Any
     ) -> Peers:
         """Number `number`, which runs from now on."""
         here = self.address(number)
         options = {"keys": self.keys, "pace": QUICK, "dump_seconds": 2.0, "own": lambda: {here}} | options
-        made = Peers(memory or Memory(), names=tuple(members), listen=(here, self.port), **options)
+        made = Peers(store or Memory(), names=tuple(members), listen=(here, self.port), **options)
         self.nursery.start_soon(made.run)
         self.gateways.append(made)
         return made
