@@ -32,7 +32,7 @@ class Pace:
 
     greeting: float = 1.0
     silence: float = 10.0  # after which a member that is heard again is asked for everything
-    together: float = 0.005  # what is learned within this time is told together
+    together: float = 0.005  # after something was told: what is learned meanwhile is told together
     answer: float = 0.04  # that answers to a query are waited for, twice
     piece: float = 0.2  # that pieces of a dump are waited for until they are asked for again
     patience: float = 10.0  # and until it is given up

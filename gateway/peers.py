@@ -296,9 +296,9 @@ class Peers:
     # ---- What is learned, and what is missed
 
     async def _tell(self) -> None:
+        """At once, since the client may go another way at once; what comes soon after, together."""
         while True:
             await self._new.wait()
-            await trio.sleep(self.pace.together)
             self._new = trio.Event()
             while some := sorted(islice(self._learned, AT_ONCE)):
                 for pair in some:
@@ -307,6 +307,7 @@ class Peers:
                     for member in self._members.proven:
                         self._send(member, Push(body))
                 await trio.lowlevel.checkpoint()
+            await trio.sleep(self.pace.together)
 
     async def _ask(self) -> None:
         for number in range(1, 1 << 63):
