@@ -76,11 +76,13 @@ class Gate:
     """Skouter on one gateway; it lives as long as the machine at most."""
 
     def __init__(self, gateway: Gateway, settings: dict[str, Any] | None = None) -> None:
+        """`settings` take the place of those of :func:`configuration`; None leaves one out."""
         self.gateway, folder = gateway, gateway.folder
         self.config, self.log = folder / "gateway.yaml", folder / "log"
         self.root = cgroups.hierarchy() / f"{gateway.instance}-host"
         self.root.mkdir(exist_ok=True)
-        self.config.write_text(json.dumps(configuration(gateway) | (settings or {})))
+        said = configuration(gateway) | (settings or {})
+        self.config.write_text(json.dumps({key: value for key, value in said.items() if value is not None}))
         self.resolver = self._resolve()
         self.agent = self.start()
 
@@ -165,8 +167,7 @@ class Gates:
             PUBLIC4
         )  # captured, by the gateway to which the connections go, too: it knows before they come
         self.by_name: dict[str, Gate] = {}
-        self.boot(lab.gateways[:1])  # compiles, where nobody has: once is enough
-        self.boot(lab.gateways[1:])
+        self.boot(lab.gateways)
         lab.lead()
 
     def __getitem__(self, gateway: Gateway) -> Gate:

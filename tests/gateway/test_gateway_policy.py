@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.gates import POLICIES, Gates
+from tests.gateway.gates import POLICIES, Gates, gated
 from tests.gateway.lab import FAR4, FAR6, FAR_MTU, PUBLIC4, PUBLIC6, VMS, ZONE, GatewayLab
 from tests.gateway.measures import Witness, counted
 from tests.topology import wait_for
@@ -14,6 +15,13 @@ from tests.topology import wait_for
 AT_ONCE = 0.5  # seconds
 FAMILIES = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
 MEGABYTES = 64
+
+
+@pytest.fixture(scope="module")
+def gates(lab_tools: None) -> Iterator[Gates]:
+    """One is enough, and nothing waits for what others know."""
+    with GatewayLab(1) as built, gated(built, peers=None) as made:
+        yield made
 
 
 def reach(lab: GatewayLab, vm: str, name: str, version: int, port: int = 80) -> str:
