@@ -14,8 +14,10 @@ world: behind it another is sent that may pass, and when that has come, the firs
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +25,7 @@ from itertools import count
 
 from bpf import kernel
 from bpf.contract import contract
+from bpf.events import Event, decode
 from bpf.load import GATEWAY
 from routing import own
 from tests.kernel import packets as p
@@ -46,13 +49,9 @@ TABLE = """
 table inet test {
 	chain capture {
 		type nat hook prerouting priority dstnat;
-		iifname in0 udp dport 53 redirect to :53
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
-		meta mark & 0x30 == 0x30 accept
-		ct direction reply ct state established,related accept
-		reject with icmpx admin-prohibited
 	}
 	chain translate {
 		type nat hook postrouting priority srcnat;
@@ -60,6 +59,15 @@ table inet test {
 	}
 }
 """
+CAPTURE = "add rule inet test capture iifname in0 udp dport 53 redirect to :53"
+FORWARD = [
+    f"add rule inet test forward {rule}"
+    for rule in (
+        "meta mark & 0x30 == 0x30 accept",
+        "ct direction reply ct state established,related accept",
+        "reject with icmpx admin-prohibited",
+    )
+]
 
 _numbers = count(1)
 
@@ -95,7 +103,9 @@ class Site:
         )
         quiet(self.gateway)
         with self.gateway.entered():
-            subprocess.run(["nft", "-f", "-"], input=TABLE, text=True, check=True)
+            subprocess.run(
+                ["nft", "-f", "-"], input="\n".join((TABLE, CAPTURE, *FORWARD)), text=True, check=True
+            )
             self.home = own.namespace_cookie()
             self.index = socket.if_nametoindex("in0")
 
@@ -148,6 +158,49 @@ class Machines:
         with self.site.gateway.entered():
             for name, hook in GATEWAY.hooks.items():
                 kernel.detach(self.programs[name], self.site.index, hook)
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """The gateway as it is without a defence: it forwards what comes from inside."""
+        self.detach()
+        self.nft("insert rule inet test forward iifname in0 accept")
+        try:
+            yield
+        finally:
+            self.nft("flush chain inet test forward", *FORWARD)
+            self.attach()
+
+    @contextmanager
+    def uncaught(self) -> Iterator[None]:
+        """Nothing leads questions for other servers to the gateway's own."""
+        self.nft("flush chain inet test capture")
+        try:
+            yield
+        finally:
+            self.nft(CAPTURE)
+
+    def nft(self, *lines: str) -> None:
+        with self.site.gateway.entered():
+            subprocess.run(["nft", "-f", "-"], input="\n".join(lines), text=True, check=True)
+
+    @contextmanager
+    def events(self, policy: int = POLICY) -> Iterator[Callable[[], list[Event]]]:
+        """What is told of a policy; each call gives what came since the last one."""
+        found: list[Event] = []
+        key, fd = policy.to_bytes(4, sys.byteorder), kernel.create_ring(1 << 18)
+        kernel.update(self.b.d["events"].fd, key, fd.to_bytes(4, sys.byteorder))
+        ring = kernel.Ring(fd, lambda data: found.append(decode(data)))
+
+        def take() -> list[Event]:
+            ring.consume()
+            taken = list(found)
+            found.clear()
+            return taken
+
+        yield take
+        kernel.delete(self.b.d["events"].fd, key)
+        ring.close()
+        os.close(fd)
 
     # ---- Sockets
 

@@ -9,16 +9,12 @@ import errno
 import ipaddress
 import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bpf import kernel
 from bpf.datapath import Datapath
-from bpf.events import Event, decode
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, TCP, UDP, now, wait_until
 from tests.kernel.gateway_lab import (
@@ -377,36 +373,15 @@ def summed_udp(source: str, to: str, port: int, to_port: int, payload: bytes) ->
 # ---- What other gateways may know
 
 
-Told = Callable[[], list[Event]]
-
-
-@pytest.fixture
-def told(m: Machines) -> Iterator[Told]:
-    events: list[Event] = []
-    fd = kernel.create_ring(1 << 16)
-    kernel.update(m.b.d["events"].fd, struct.pack("=I", POLICY), struct.pack("=I", fd))
-    ring = kernel.Ring(fd, lambda data: events.append(decode(data)))
-
-    def take() -> list[Event]:
-        ring.consume()
-        taken = list(events)
-        events.clear()
-        return taken
-
-    yield take
-    kernel.delete(m.b.d["events"].fd, struct.pack("=I", POLICY))
-    ring.close()
-
-
 @families
-def test_what_is_missed_is_held_back_once_then_refused(m: Machines, told: Told, version: int) -> None:
+def test_what_is_missed_is_held_back_once_then_refused(m: Machines, version: int) -> None:
     m.b.policy(POLICY, "SHARED")
     m.b.d.set(hold_back=300)
     syn = [segment(BAD[version], p.SYN, b"loot;", ports=(port, 80)) for port in range(5000, 5003)]
-    with m.b.counting(POLICY) as counts:
+    with m.b.counting(POLICY) as counts, m.events() as told:
         assert not m.leaves(*syn, marker=b"loot;")
+        assert {(e.reason, str(e.remote)) for e in told()} == {("HELD_BACK", BAD[version])}
     assert counts["HELD_BACK"] == 3
-    assert {(e.reason, str(e.remote)) for e in told()} == {("HELD_BACK", BAD[version])}
     for key, miss in list(m.b.d["misses"].items()):
         m.b.d["misses"][key[0]] = (miss.time - SECOND,)
     with m.b.counting(POLICY) as counts:
