@@ -18,7 +18,7 @@ PREFIX = /opt/skouter
 WORKERS = 3# processes that pass tests
 TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and coredns are the others
 UNITS = /usr/local/lib/systemd/system
-SERVICES = skouter.service skouter-gateway.service skouter-resolver.service
+SERVICES = skouter.service skouter-gateway.service skouter-resolver.service skouter-route.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
 .PHONY: demo demo-gateway test lint format crds tools envtest test-node manifests image bench bench-gateway matrix install uninstall packages-% clean

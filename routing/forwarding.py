@@ -45,6 +45,7 @@ __all__ = (
     "open_to_all",
     "plan",
     "remove",
+    "stands",
 )
 
 PRIORITIES = range(54, 57)  # behind steering.py's, which is for this host, before all others
@@ -190,6 +191,11 @@ def remove(name: str, kept: Path) -> list[str]:
         gone.append(f"table inet {_table_name(name)} of nftables")
     kept.unlink(missing_ok=True)
     return gone
+
+
+def stands(name: str) -> bool:
+    """Whether the table is there."""
+    return bool(nft.read(_table_name(name)))
 
 
 def _table_name(name: str) -> str:
