@@ -91,7 +91,7 @@ def plan(wanted: Spread, interfaces: Mapping[Address, int], alive: frozenset[Add
         if chosen := [address for address in near if address in alive] or near:
             numbers = tuple(sorted(map(_number, chosen)))
             timers = (wanted.buckets, wanted.idle, wanted.unbalanced)
-            groups.append(Group(FIRST_GROUP + version, numbers, *timers))
+            groups.append(Group(_group_number(wanted, version), numbers, *timers))
     return Standing(
         frozenset(members),
         frozenset(groups),
@@ -110,12 +110,17 @@ def _number(gateway: Address) -> int:
     return FIRST_HOP + zlib.crc32(gateway.packed) % (FIRST_GROUP - FIRST_HOP)
 
 
+def _group_number(wanted: Spread, version: int) -> int:
+    """A group never changes the number of its buckets (EINVAL): with another number it is another group."""
+    return FIRST_GROUP + wanted.buckets * 16 + version
+
+
 def _ways(wanted: Spread, groups: set[int]) -> list[Way]:
     made = [Way(TABLE, f"{gateway}/{gateway.max_prefixlen}", THROW, metric=1) for gateway in wanted.gateways]
     for version in sorted({client.version for client in wanted.clients}):
         made.append(Way(TABLE, EVERYTHING[version], UNREACHABLE, metric=LAST_RESORT))
-        if FIRST_GROUP + version in groups:
-            made.append(Way(TABLE, EVERYTHING[version], through=FIRST_GROUP + version, metric=1))
+        if (group := _group_number(wanted, version)) in groups:
+            made.append(Way(TABLE, EVERYTHING[version], through=group, metric=1))
     return made
 
 
