@@ -14,6 +14,7 @@ Compiled objects are kept in OBJECTS, beside the installation or in /var/cache (
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -201,7 +202,10 @@ def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))
     OBJECTS.mkdir(mode=0o755, parents=True, exist_ok=True)
-    compile_object(OBJECTS / name, flags)
+    with (OBJECTS / "lock").open("w") as lock:  # one compiles, the others wait for what it makes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (OBJECTS / name).is_file():
+            compile_object(OBJECTS / name, flags)
     return dict(json.loads((OBJECTS / name).read_text()))
 
 

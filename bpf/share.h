@@ -16,13 +16,14 @@ static __always_inline enum reason take_fact(const struct fact *fact, u64 now)
 	struct rule_key key = {.policy = fact->policy, .peer = fact->peer};
 	u64 seconds = fact->seconds < LONGEST_GRANT ? fact->seconds : LONGEST_GRANT;
 	enum reason wrong = NAME_FULL;
+	int news;                                       /* a gateway's, which told all of them */
 
 	if (never_learned(fact->address, 0))
 		return NEVER_LEARNED;
 	if (!fact->peer || !rules.lookup(&key))
 		return NOT_ALLOWED;
 	for (u32 i = 0; i < PROBES && wrong == NAME_FULL; i++)
-		wrong = grant_address(fact->policy, fact->address, fact->peer, now + seconds * 1000000000ULL, now);
+		wrong = grant_address(fact->policy, fact->address, fact->peer, now + seconds * 1000000000ULL, now, &news);
 	return wrong;
 }
 

@@ -5,8 +5,8 @@ The rules this file must obey:
 * Pure: bookkeeping of both ends; peers.py sends and receives.
 * Who wants a dump asks for every piece of it, and asks again for what did not come. So nobody is sent more
   than it asked for, nor faster than it can take it, and of one who has gone a snapshot is kept for a while.
-* A snapshot is one moment's. Who asks for a new one gets one that was just made, if there is any: gateways
-  that meet again ask at the same time.
+* A snapshot is one moment's. Who asks for a new one gets one that another asked for, if it was begun when
+  what is learned was pushed to both already: gateways that meet again ask at the same time.
 * Memory is bounded on both ends: so many snapshots of so many chunks; and of what is received, a bit each.
 """
 
@@ -20,7 +20,6 @@ from gateway.facts import CHUNKS_AT_ONCE, Dump
 
 SNAPSHOTS = 4
 CHUNKS = 16384  # of one snapshot: more than half a million facts
-JUST_MADE = 1.0  # seconds
 UNUSED = 10.0  # seconds without a request after which a snapshot goes
 
 
@@ -31,7 +30,6 @@ class Snapshot:
     number: int
     begun: float
     chunks: list[bytes]
-    made: float
     asked: float
 
     def piece(self, at: int, now: float) -> Dump | None:
@@ -47,10 +45,10 @@ class Shelf:
     def __init__(self) -> None:
         self._kept: dict[int, Snapshot] = {}
 
-    def find(self, number: int, now: float) -> Snapshot | None:
-        """The one of this number; of 0, one that was just made. None: there is none any more, or none yet."""
+    def find(self, number: int, since: float, now: float) -> Snapshot | None:
+        """The one of this number; of 0, the last that was begun `since` then. None: there is none."""
         self.tidy(now)
-        young = (each for each in reversed(self._kept.values()) if each.made + JUST_MADE >= now)
+        young = (each for each in reversed(self._kept.values()) if each.begun >= since)
         found = self._kept.get(number) if number else next(young, None)
         if found:
             found.asked = now
@@ -60,7 +58,7 @@ class Shelf:
         """What nobody has asked for, for the longest time, makes room. No facts are one empty chunk."""
         while len(self._kept) >= SNAPSHOTS:
             del self._kept[min(self._kept.values(), key=lambda each: each.asked).number]
-        self._kept[number] = Snapshot(number, begun, list(chunks[:CHUNKS]) or [b""], now, now)
+        self._kept[number] = Snapshot(number, begun, list(chunks[:CHUNKS]) or [b""], now)
         return self._kept[number]
 
     def tidy(self, now: float) -> None:

@@ -12,6 +12,7 @@ Rules this file obeys:
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from gateway.link_programs import LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
 from gateway.neighbours import Neighbours
 from gateway.numbers import Options
+from gateway.place import FORWARDING
 from gateway.plan import Plan
 from gateway.records import Object
 from gateway.settings import Settings
@@ -38,7 +40,7 @@ from routing.forwarding import Forwarding
 from routing.own import Home
 from routing.steering import Marks
 
-KEPT = "forwarding.json"  # what the host's settings were before
+TOGETHER = 0.05  # seconds in which changes of nftables are one
 AGAIN, PATIENCE = 2.0, 1.0  # seconds between two questions to the resolver, and for its answer
 QUESTION = "localhost."  # every resolver answers it by itself: whether it lives, not whether its upstreams do
 LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
@@ -57,6 +59,7 @@ class Gate:
         self.machines = Machines()
         self.failed: tuple[str, ...] = ()
         self.inside = self.outside = ""
+        self._standing = threading.Lock()
         self.answers = self.stands = self.draining = False
 
     # ---- What is to be --------------------------------------------------------------------------------
@@ -95,12 +98,14 @@ class Gate:
         self.inside, self.outside = (
             _interface(name) for name in (settings.gateway.inside, settings.gateway.outside)
         )
-        with locked(self.engine.where):
-            programs = self.engine.datapath.for_gateway()
-            self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
-        self.engine.links.steer(self.engine.where.name)
-        forwarding.apply(self.engine.where.name, self._forwarding(settings), self.engine.where.state / KEPT)
-        self.stands = True
+        where = self.engine.where
+        with self._standing:
+            with locked(where):
+                programs = self.engine.datapath.for_gateway()
+                self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
+            self.engine.links.steer(where.name)
+            forwarding.apply(where.name, self._forwarding(settings), where.state / FORWARDING)
+            self.stands = True
 
     def look_again(self, settings: Settings) -> None:
         """Makes anew what somebody took away meanwhile."""
@@ -168,12 +173,23 @@ class Gate:
         with trio.move_on_after(settings.gateway.drain):
             await anext(signals)
 
-    async def run(self, settings: Settings) -> None:
+    async def run(self, settings: Settings, held: Enforcement) -> None:
         """For ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.ask_resolver, settings)
+            nursery.start_soon(self._follow_tables, settings, held)
             if self.neighbours:
                 nursery.start_soon(self.neighbours.peers.run)
+
+    async def _follow_tables(self, settings: Settings, held: Enforcement) -> None:
+        """Whoever flushes nftables is not waited out. `skouter off` opens them, and means it."""
+        with forwarding.changes() as changes:
+            while True:
+                await trio.lowlevel.wait_readable(changes)
+                await trio.sleep(TOGETHER)
+                forwarding.drain(changes)
+                if self.stands and held.is_attached:
+                    await trio.to_thread.run_sync(self.look_again, settings)
 
     async def ask_resolver(self, settings: Settings) -> None:
         """For ever: whether it answers, in `answers`."""

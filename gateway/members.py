@@ -32,11 +32,12 @@ class Pace:
 
     greeting: float = 1.0
     silence: float = 10.0  # after which a member that is heard again is asked for everything
-    together: float = 0.005  # what is learned within this time is told together
+    together: float = 0.005  # after something was told: what is learned meanwhile is told together
     answer: float = 0.04  # that answers to a query are waited for, twice
     piece: float = 0.2  # that pieces of a dump are waited for until they are asked for again
     patience: float = 10.0  # and until it is given up
     again: float = 5.0  # between two dumps of one member
+    walk: float = 1.0  # between two walks through the tables, whoever asks
     names: float = 30.0  # until names are resolved again; where one can't be, `unresolved`
     unresolved: float = 2.0
 
@@ -52,6 +53,7 @@ class Member:
     session: bytes = NOBODY
     claimed: bytes = NOBODY
     heard: float = -math.inf
+    since: float = -math.inf  # what is learned is pushed to it; it wants no older snapshot
     is_ready: bool = False
     asked: float = -math.inf  # for a dump
     is_wanted: bool = True  # what it knows should be asked for
@@ -67,7 +69,8 @@ class Member:
         """It is there; whether as another process than the last time."""
         is_new, was_away = self.session != session, self.heard + silence < now
         self.session, self.heard = session, now
-        self.is_wanted |= is_new or was_away
+        if is_new or was_away:
+            self.is_wanted, self.since = True, now
         self.has_told &= not is_new
         return is_new
 
@@ -85,13 +88,15 @@ class Members:
     ) -> None:
         self.names, self.pace, self.own, self.changed, self.counts = names, pace, own, changed, counts
         self._members: dict[Address, Member] = {}
+        self._by_text: dict[str, Member] = {}
         self._given, self._found = frozenset[Address](), dict[str, frozenset[Address]]()
 
     def __iter__(self) -> Iterator[Member]:
         return iter(tuple(self._members.values()))
 
-    def get(self, address: Address) -> Member | None:
-        return self._members.get(address)
+    def find(self, text: str) -> Member | None:
+        """By the address as a socket tells it (inet_ntop(3))."""
+        return self._by_text.get(text)
 
     @property
     def are_found(self) -> bool:
@@ -128,6 +133,7 @@ class Members:
         if came[room:]:
             self.counts["members left out"] += len(came[room:])
         self._members |= {member.address: member for member in came[:room]}
+        self._by_text = {_text(member.address): member for member in self}
         self.changed(came[:room])
 
 
@@ -136,9 +142,8 @@ async def _resolve(name: str) -> frozenset[Address]:
     with suppress(ValueError):
         return frozenset({ipaddress.ip_address(name)})
     found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-    return frozenset(plain(str(where[0])) for *_, where in found)
+    return frozenset(ipaddress.ip_address(str(where[0]).partition("%")[0]) for *_, where in found)
 
 
-def plain(text: str) -> Address:
-    """Without the zone of a link-local one."""
-    return ipaddress.ip_address(text.partition("%")[0])
+def _text(address: Address) -> str:
+    return socket.inet_ntop(socket.AF_INET if address.version == 4 else socket.AF_INET6, address.packed)

@@ -2,17 +2,19 @@
 
 Rules this file obeys:
 
-- One walk through the kernel's tables at a time, in a thread; whoever asks meanwhile is given what it finds.
+- One walk through the kernel's tables in a while, in a thread; whoever asks meanwhile is given what it finds.
 - Dumps of few members are received at once, and of one member one in a while.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import Protocol
 
 import trio
@@ -47,15 +49,16 @@ class Dumps:
         self.source, self.members, self.pace = source, members, pace
         self.send, self.finished, self.counts = send, finished, counts
         self._shelf, self._making, self._waiting = Shelf(), trio.Lock(), set[Address]()
+        self._begun = -math.inf
         self._fetches = trio.CapacityLimiter(FETCHES)
 
     # ---- What others ask for
 
     def serve(self, member: Member, request: DumpRequest, nursery: trio.Nursery) -> None:
-        snapshot = self._shelf.find(request.snapshot, trio.current_time())
+        snapshot = self._shelf.find(request.snapshot, member.since, monotonic())
         if snapshot:
             for at in request.wanted:
-                if piece := snapshot.piece(at, trio.current_time()):
+                if piece := snapshot.piece(at, monotonic()):
                     self.send(member, piece)
         elif not request.snapshot and member.address not in self._waiting:
             self._waiting.add(member.address)
@@ -63,15 +66,16 @@ class Dumps:
 
     def tidy(self) -> None:
         """To be called now and then."""
-        self._shelf.tidy(trio.current_time())
+        self._shelf.tidy(monotonic())
 
     async def _make(self, member: Member, request: DumpRequest, nursery: trio.Nursery) -> None:
         try:
             async with self._making:
-                begun = trio.current_time()
-                if self._shelf.find(0, begun) is None:
+                if self._shelf.find(0, member.since, monotonic()) is None:
+                    await trio.sleep(max(0, self._begun + self.pace.walk - monotonic()))
+                    self._begun = begun = monotonic()
                     chunks = await trio.to_thread.run_sync(self._packed)
-                    self._shelf.put(1 + secrets.randbits(62), begun, chunks, trio.current_time())
+                    self._shelf.put(1 + secrets.randbits(62), begun, chunks, monotonic())
         finally:
             self._waiting.discard(member.address)
         self.serve(member, request, nursery)
@@ -85,19 +89,19 @@ class Dumps:
 
     def want(self, member: Member, nursery: trio.Nursery) -> None:
         """Everything that a member knows, where that is due."""
-        now = trio.current_time()
+        now = monotonic()
         if member.is_wanted and member.intake is None and member.asked + self.pace.again < now:
             member.asked, member.intake = now, Intake()
             nursery.start_soon(self._fetch, member, member.intake)
 
     async def _fetch(self, member: Member, intake: Intake) -> None:
         async with self._fetches:
-            until = trio.current_time() + self.pace.patience
-            while not intake.is_whole and trio.current_time() < until and member in self.members:
+            until = monotonic() + self.pace.patience
+            while not intake.is_whole and monotonic() < until and member in self.members:
                 before = intake.taken
                 await self._fetch_some(member, intake)
                 if intake.taken != before:
-                    until = trio.current_time() + self.pace.patience
+                    until = monotonic() + self.pace.patience
         member.intake = None
         if not intake.is_whole:
             self.counts["dumps broken off"] += 1

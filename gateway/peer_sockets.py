@@ -2,8 +2,9 @@
 
 Rules this file obeys:
 
-- What does not begin with the id of a key of ours is dropped by the kernel before it takes any room (a
-  classic BPF filter, socket(7): SO_ATTACH_FILTER), and only counted: a flood of it displaces nothing.
+- What does not come from a member, or does not begin with the id of a key of ours, is dropped by the kernel
+  before it takes any room (a classic BPF filter, socket(7): SO_ATTACH_FILTER), and only counted: a flood of
+  it displaces nothing.
 - A socket of each family there is; none answers by itself.
 """
 
@@ -14,6 +15,7 @@ import errno
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 
 from gateway.sealing import Keys
@@ -24,8 +26,14 @@ NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # a host without it, or w
 BUFFER = 4 << 20  # bytes
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_MEMINFO = 26, 33, 55  # asm-generic/socket.h
 MEMINFO, DROPS = struct.Struct("=9I"), 8  # linux/sock_diag.h: SK_MEMINFO_DROPS
-LOAD, SAME, RETURN = 0x20, 0x15, 0x06  # linux/bpf_common.h: LD W ABS, JMP JEQ K, RET K
-UDP_HEADER, ALL = 8, 0xFFFF
+LOAD, SHIFT, SAME, RETURN = (
+    0x20,
+    0x74,
+    0x15,
+    0x06,
+)  # linux/bpf_common.h: LD W ABS, ALU RSH K, JMP JEQ K, RET K
+NO, YES = (RETURN, 0, 0, 0), (RETURN, 0, 0, 0xFFFF)
+UDP_HEADER, NETWORK_HEADER = 8, 0xFFF00000  # what follows the first; linux/filter.h: SKF_NET_OFF
 INSTRUCTION = struct.Struct("=HBBI")  # linux/filter.h: struct sock_filter
 
 
@@ -60,18 +68,32 @@ def _bound(address: Address, port: int) -> socket.socket:
     return made
 
 
-def admit(made: socket.socket, keys: Keys) -> None:
-    """From now on the socket hears only what begins with the id of one of these keys."""
+def admit(made: socket.socket, keys: Keys, members: Iterable[Address]) -> None:
+    """From now on the socket hears members only, and of these what begins with the id of one of the keys."""
+    version = 4 if made.family == socket.AF_INET else 6
+    lines = [(LOAD, 0, 0, 0), (SHIFT, 0, 0, 16), (SAME, 1, 0, made.getsockname()[1]), NO]
+    lines += [(LOAD, 0, 0, UDP_HEADER)]
     ids = [int.from_bytes(key.id, "big") for key in keys.all]
-    lines = [(LOAD, 0, 0, UDP_HEADER)]
     lines += [(SAME, len(ids) - at, 0, each) for at, each in enumerate(ids)]
-    lines += [(RETURN, 0, 0, 0), (RETURN, 0, 0, ALL)]
+    lines += [NO]
+    for member in members:
+        lines += _from(member) if member.version == version else []
+    lines += [NO]
     code = ctypes.create_string_buffer(b"".join(INSTRUCTION.pack(*line) for line in lines))
-    made.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(lines), ctypes.addressof(code))
-    )
+    program = struct.pack("HP", len(lines), ctypes.addressof(code))  # struct sock_fprog
+    made.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _from(member: Address) -> list[tuple[int, int, int, int]]:
+    """Ends with a yes where the source is this one, else goes on behind."""
+    words = [int.from_bytes(member.packed[at : at + 4], "big") for at in range(0, len(member.packed), 4)]
+    source, lines = (12 if member.version == 4 else 8), list[tuple[int, int, int, int]]()
+    for at, word in enumerate(words):
+        behind = 2 * (len(words) - at) - 1
+        lines += [(LOAD, 0, 0, NETWORK_HEADER + source + 4 * at), (SAME, 0, behind, word)]
+    return [*lines, YES]
 
 
 def dropped(made: socket.socket) -> int:
-    """Datagrams that were not heard: of nobody who has a key, or without room."""
+    """Datagrams that were not heard: of no member, under no key of ours, or without room."""
     return int(MEMINFO.unpack(made.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))[DROPS])

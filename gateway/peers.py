@@ -8,6 +8,8 @@ Rules this file obeys:
 
 - All gateways are alike: nothing is elected, no verdict is sent, and whoever is alone goes on as before.
 - What is lost is lost: a push is not repeated, a query once. The kernel refuses meanwhile, as it always does.
+- Policies do not come to all at the same moment. What was told of one that is not here yet is asked for again
+  when it is.
 - Nobody is believed for where a datagram comes from, nor without: it must be sealed (sealing.py), come from a
   member's address, and be for this very session. Only a greeting may be to nobody, and is only ever answered
   by one greeting. So a datagram that was caught moves nothing, wherever and whenever it is sent again.
@@ -22,18 +24,18 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
+from time import monotonic, time
 from typing import Protocol
 
 import trio
 
 from gateway import facts, peer_sockets, sealing
 from gateway.facts import NOBODY, Answer, Done, Dump, DumpRequest, Fact, Hello, Message, Push, Query
-from gateway.members import PACE, Member, Members, Pace, plain
+from gateway.members import PACE, Member, Members, Pace
 from gateway.peer_dumps import Dumps
 from routing.own import Address, own_addresses
 
@@ -41,6 +43,7 @@ PENDING = 8192  # addresses that wait to be told, or to be asked for
 QUERIES = 64  # that are open at once
 AT_ONCE = 32  # datagrams read, addresses told, before others have their turn
 FEW = 64  # facts that are taken at once
+STRANGE = 1024  # digests of policies that are not here
 Groups = list[tuple[bytes, list[Fact]]]
 
 
@@ -69,33 +72,35 @@ class Peers:
         dump_seconds: float = 10.0,
         pace: Pace = PACE,
         own: Callable[[], Collection[Address]] = own_addresses,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = time,
     ) -> None:
         session = secrets.token_bytes(facts.SESSION)
         self.store, self.port, self.dump_seconds = store, listen[1], dump_seconds
         self.pace, self.wall, self.ready, self.counts = pace, wall, trio.Event(), Counter[str]()
         self._session, self._sealer = session, sealing.Sealer(keys, session)
         self._opener = sealing.Opener(keys, session)
-        self._members = Members(names, pace, own, self._greet_new, self.counts)
+        self._members = Members(names, pace, own, self._follow, self.counts)
         self._dumps = Dumps(store, self._members, pace, self._send, self._consider, self.counts)
         self._learned: dict[tuple[bytes, bytes], None] = {}
         self._missed: dict[tuple[bytes, bytes], None] = {}
         self._new, self._needed, self._free = trio.Event(), trio.Event(), trio.Semaphore(QUERIES)
         self._queries: dict[int, tuple[set[Address], trio.Event]] = {}
+        self._strange = set[bytes]()
         self._inbox: list[tuple[Groups, Member, Dump | None]] = []
         self._sockets = {made.family: made for made in peer_sockets.listen(*listen)}
-        self._admit(keys)
+        self.use(keys)
 
     # ---- For the agent
 
     async def run(self) -> None:
         """For ever. `ready` is set when another gateway that is ready has told all it knows, when all have,
         or when `dump_seconds` are over."""
-        async with trio.open_nursery() as self._nursery:
-            for made in self._sockets.values():
-                self._nursery.start_soon(self._receive, made)
-            for task in (self._members.follow, self._greet, self._tell, self._ask, self._end_waiting):
-                self._nursery.start_soon(task)
+        with closing(self):
+            async with trio.open_nursery() as self._nursery:
+                for made in self._sockets.values():
+                    self._nursery.start_soon(self._receive, made)
+                for task in (self._members.follow, self._greet, self._tell, self._ask, self._end_waiting):
+                    self._nursery.start_soon(task)
 
     def learned(self, digest: bytes, address: bytes) -> None:
         """By an answer: the others are told what the store has of it by then."""
@@ -113,9 +118,10 @@ class Peers:
 
     def use(self, keys: sealing.Keys) -> None:
         """In place of the keys so far. Nobody needs to begin anew."""
+        self._keys = keys
         self._sealer.use(keys)
         self._opener.use(keys)
-        self._admit(keys)
+        self._admit()
 
     def numbers(self) -> dict[str, int]:
         """What was done so far; `members` and `heard` are of this moment."""
@@ -125,15 +131,16 @@ class Peers:
 
     def heard(self) -> dict[Address, float]:
         """Seconds since each member was heard last; infinite where it never was."""
-        return {each.address: trio.current_time() - each.heard for each in self._members}
+        return {each.address: monotonic() - each.heard for each in self._members}
 
     def close(self) -> None:
+        """The end of :meth:`run` does it, too."""
         for made in self._sockets.values():
             made.close()
 
-    def _admit(self, keys: sealing.Keys) -> None:
+    def _admit(self) -> None:
         for made in self._sockets.values():
-            peer_sockets.admit(made, keys)
+            peer_sockets.admit(made, self._keys, self.heard())
 
     def _note(self, where: dict[tuple[bytes, bytes], None], digest: bytes, address: bytes, lost: str) -> None:
         if len(where) < PENDING:
@@ -143,16 +150,21 @@ class Peers:
 
     # ---- Greetings
 
-    def _greet_new(self, members: Iterable[Member]) -> None:
-        for member in members:
+    def _follow(self, new: Iterable[Member]) -> None:
+        self._admit()
+        for member in new:
             self._send(member, Hello(self.ready.is_set()))
         self._consider()
 
     async def _greet(self) -> None:
         while True:
+            came = any(map(self.store.knows, tuple(self._strange)))
+            if came:
+                self._strange.clear()
             for member in self._members:
                 self._send(member, Hello(self.ready.is_set()))
-                if member.heard + self.pace.silence > trio.current_time():
+                member.is_wanted |= came
+                if member.heard + self.pace.silence > monotonic():
                     self._dumps.want(member, self._nursery)
             self._dumps.tidy()
             await trio.sleep(self.pace.greeting)
@@ -196,12 +208,12 @@ class Peers:
     def _take(self, datagram: bytes, source: tuple[str, int]) -> None:
         self.counts["received"] += 1
         try:
-            member = self._members.get(plain(source[0]))
+            member = self._members.find(source[0])
             if member is None or source[1] != self.port:
                 raise sealing.RefusedError("no member")
             if len(datagram) > facts.DATAGRAM:
                 raise sealing.RefusedError("long")
-            opened = self._opener.open(datagram, self.wall(), trio.current_time())
+            opened = self._opener.open(datagram, self.wall(), monotonic())
             self._hear(member, opened)
         except sealing.RefusedError as error:
             self.counts[f"refused: {error}"] += 1
@@ -216,7 +228,7 @@ class Peers:
             member.claimed = opened.session
             self._send(member, Hello(self.ready.is_set()), opened.session)
             return
-        is_new = member.prove(opened.session, trio.current_time(), self.pace.silence)
+        is_new = member.prove(opened.session, monotonic(), self.pace.silence)
         if isinstance(message, Hello):
             member.is_ready = message.is_ready
         if is_new:
@@ -243,6 +255,7 @@ class Peers:
                     self._inbox.append((groups, member, message))
             case Done():
                 self.counts["dumps told"] += 1
+                member.since = monotonic()  # who asks again missed something: not the same once more
 
     async def _adopt(self) -> None:
         inbox, self._inbox = self._inbox, []
@@ -264,6 +277,8 @@ class Peers:
         for digest, found in groups:
             if not self.store.knows(digest):
                 counts["facts of other policies"] += len(found)
+                if len(self._strange) < STRANGE:
+                    self._strange.add(digest)
                 continue
             try:
                 adopted = self.store.adopt(digest, found)
@@ -281,9 +296,9 @@ class Peers:
     # ---- What is learned, and what is missed
 
     async def _tell(self) -> None:
+        """At once, since the client may go another way at once; what comes soon after, together."""
         while True:
             await self._new.wait()
-            await trio.sleep(self.pace.together)
             self._new = trio.Event()
             while some := sorted(islice(self._learned, AT_ONCE)):
                 for pair in some:
@@ -292,6 +307,7 @@ class Peers:
                     for member in self._members.proven:
                         self._send(member, Push(body))
                 await trio.lowlevel.checkpoint()
+            await trio.sleep(self.pace.together)
 
     async def _ask(self) -> None:
         for number in range(1, 1 << 63):

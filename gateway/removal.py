@@ -8,9 +8,9 @@ from functools import partial
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
 from gateway.link_programs import detach_everywhere
-from gateway.place import Place
+from gateway.place import FORWARDING, ROUTE, Place
 from gateway.states import locked
-from routing import steering
+from routing import forwarding, next_hops, steering
 
 
 def off(where: Place) -> list[str]:
@@ -19,13 +19,27 @@ def off(where: Place) -> list[str]:
     for cgroup in (where.cgroup, where.hierarchy):
         if cgroup.is_dir():
             gone += [f"{name} from {cgroup}" for name in datapath.detach_all(where.pins, cgroup)]
-    steps = (partial(detach_everywhere, where.pins), partial(steering.remove, where.name))
+    steps = (
+        partial(detach_everywhere, where.pins),
+        partial(steering.remove, where.name),
+        partial(forwarding.open_to_all, where.name, where.state / FORWARDING),
+    )
     for step in steps:
         try:
             gone += step()
         except OSError as error:  # the others are not to stay for it
             gone.append(f"not all: {error}")
     return gone
+
+
+def _not_forwarded(where: Place) -> list[str]:
+    """Only what this instance did: rules and routes do not say whose they are."""
+    kept, route = where.state / FORWARDING, where.state / ROUTE
+    try:
+        gone = forwarding.remove(where.name, kept) if kept.exists() or forwarding.stands(where.name) else []
+        return gone + (next_hops.remove(route) if route.exists() else [])
+    except OSError as error:
+        return [f"not all: {error}"]
 
 
 def uninstall(where: Place) -> list[str]:
@@ -37,7 +51,7 @@ def uninstall(where: Place) -> list[str]:
 
 
 def _uninstall(where: Place) -> list[str]:
-    gone = off(where)
+    gone = [*off(where), *_not_forwarded(where)]
     for path in (where.pins, where.run, where.state):
         if path.exists():
             gone.append(str(path))

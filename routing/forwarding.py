@@ -28,20 +28,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing import netlink, nft, sysctls
-from routing.forwarding_table import Forwarding, table
+from routing.forwarding_table import Forwarding, table, way_for_all
 from routing.netlink import GO_TO, NOTHING, PROHIBIT, Rule
 from routing.nft import Json, changes
 from routing.own import drain
 from routing.steering import families
 from routing.sysctls import Setting
 
-__all__ = ("Forwarding", "apply", "changes", "default_interface", "difference", "drain", "plan", "remove")
+__all__ = (
+    "Forwarding",
+    "apply",
+    "changes",
+    "default_interface",
+    "difference",
+    "drain",
+    "open_to_all",
+    "plan",
+    "remove",
+    "stands",
+)
 
 PRIORITIES = range(54, 57)  # behind steering.py's, which is for this host, before all others
 ADMITTED, REFUSED, BEHIND = PRIORITIES
 FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+SHARED = ("rp_filter", "send_redirects")  # the greater one counts, of an interface's own and that of all
 IDLE = 7440  # seconds that an idle connection is known (RFC 5382, REQ-5); five days would fill the table
-IPV6 = sysctls.PROC / "ipv6" / "conf"
 
 default_interface = netlink.default_interface
 
@@ -68,13 +79,20 @@ class Change:
     settings: tuple[Setting, ...] = ()
 
 
-def plan(
-    name: str, wanted: Forwarding, families_here: frozenset[int], routers: frozenset[str] = frozenset()
-) -> Standing:
-    """`routers`: interfaces by which this host learns IPv6 routes from routers (RFC 4861), which a host that
-    forwards would no longer do."""
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What is as the plan finds it: families of addresses; `learning`: interfaces by which routers tell of
+    IPv6 routes (RFC 4861), which they would no longer do to a host that forwards; `others`: what counts of
+    SHARED on interfaces that are not the gateway's."""
+
+    families: frozenset[int]
+    learning: frozenset[str] = frozenset()
+    others: frozenset[tuple[str, int]] = frozenset()
+
+
+def plan(name: str, wanted: Forwarding, host: Host) -> Standing:
     return Standing(
-        _digest(table(_table_name(name), wanted)), _rules(wanted, families_here), _settings(wanted, routers)
+        _digest(table(_table_name(name), wanted)), _rules(wanted, host.families), _settings(wanted, host)
     )
 
 
@@ -89,10 +107,10 @@ def difference(there: Standing, wanted: Standing) -> Change:
     )
 
 
-def _rules(wanted: Forwarding, families_here: frozenset[int]) -> frozenset[Rule]:
+def _rules(wanted: Forwarding, present: frozenset[int]) -> frozenset[Rule]:
     marks, made = wanted.marks, []
     for version in wanted.versions:
-        if (family := FAMILIES[version]) not in families_here:
+        if (family := FAMILIES[version]) not in present:
             continue
         made += [
             Rule(family, ADMITTED, marks.guarded, marks.mask, action=GO_TO, target=BEHIND),
@@ -106,9 +124,10 @@ def _rules(wanted: Forwarding, families_here: frozenset[int]) -> frozenset[Rule]
     return frozenset(made)
 
 
-def _settings(wanted: Forwarding, routers: frozenset[str]) -> tuple[Setting, ...]:
-    """Strict rp_filter where the inside is an interface of its own; where one does both, what comes to a
-    client may well come from elsewhere than the way to it."""
+def _settings(wanted: Forwarding, host: Host) -> tuple[Setting, ...]:
+    """No rp_filter: it asks for the way back as if an answer were a packet of the client's, by the interface
+    to it and without a mark, which the rules refuse. The table checks what clients send, in both families.
+    No redirects: the table drops them, but they would take from the rate of refusals (ip_rt_error_burst)."""
     made = [
         Setting("netfilter/nf_conntrack_tcp_loose", 0),  # forwarding_table.py: the end of a gateway
         # What is out of its window would be as unknown, and RST would end a connection that is well alive.
@@ -117,16 +136,15 @@ def _settings(wanted: Forwarding, routers: frozenset[str]) -> tuple[Setting, ...
         Setting("netfilter/nf_conntrack_max", wanted.conntrack, at_least=True),
         Setting("netfilter/nf_conntrack_buckets", wanted.conntrack // 4, at_least=True),
     ]
-    inside, outside = sorted(wanted.inside), sorted(wanted.outside)
+    inside, both = sorted(wanted.inside), sorted(wanted.inside | wanted.outside)
     if 4 in wanted.versions:
-        for interface in inside:
-            made.append(Setting(f"ipv4/conf/{interface}/rp_filter", 2 if wanted.is_one_armed else 1))
-            made.append(Setting(f"ipv4/conf/{interface}/accept_redirects", 0))
-        for interface in sorted({*inside, *outside}):
-            made.append(Setting(f"ipv4/conf/{interface}/forwarding", 1))
+        made += [Setting(path, value) for path, value in sorted(host.others)]
+        made += [Setting(f"ipv4/conf/{name}/{what}", 0) for what in SHARED for name in (*both, "all")]
+        made += [Setting(f"ipv4/conf/{name}/accept_redirects", 0) for name in inside]
+        made += [Setting(f"ipv4/conf/{name}/forwarding", 1) for name in both]
     if 6 in wanted.versions:
-        made += [Setting(f"ipv6/conf/{interface}/accept_redirects", 0) for interface in inside]
-        made += [Setting(f"ipv6/conf/{interface}/accept_ra", 2) for interface in sorted(routers)]
+        made += [Setting(f"ipv6/conf/{name}/accept_redirects", 0) for name in inside]
+        made += [Setting(f"ipv6/conf/{name}/accept_ra", 2) for name in sorted(host.learning)]
         made.append(Setting("ipv6/conf/all/forwarding", 1))  # there is no switch for one interface alone
     return tuple(made)
 
@@ -139,40 +157,45 @@ def apply(name: str, wanted: Forwarding, kept: Path) -> list[str]:
 
     `kept` is the file that remembers what settings were. Raises :class:`OSError` with what is missing.
     """
-    planned = plan(name, wanted, families(), _learning(wanted))
+    planned = plan(name, wanted, Host(families(), _learning(wanted), _others(wanted)))
     change = difference(_look(name, planned, kept), planned)
     done = []
     if change.write_table:  # first: where it can't be written, nothing is
         nft.write(_table_name(name), table(_table_name(name), wanted))
-        _remember(name, planned.table, kept)
+        _remember(name, planned.table, kept, way_for_all(_table_name(name), wanted.marks))
         done.append(f"wrote table inet {_table_name(name)} of nftables")
     if change.add_rules or change.remove_rules:
-        _write_rules(planned.rules)
+        netlink.set_rules(PRIORITIES, planned.rules)
         done.append(f"wrote rules of priorities {ADMITTED} to {BEHIND}")
     return done + sysctls.write(change.settings, kept)
 
 
-def _write_rules(wanted: frozenset[Rule]) -> None:
-    """A rule that says less than another matches that one, too, when it is to be removed (fib_rules.c): so
-    what is there is looked at again, until nothing else is."""
-    while unwanted := (there := frozenset(netlink.rules_of(PRIORITIES))) - wanted:
-        for rule in sorted(unwanted):
-            netlink.remove_rule(rule)
-    for rule in sorted(wanted - there):
-        netlink.add_rule(rule)
+def open_to_all(name: str, kept: Path) -> list[str]:
+    """Break-glass: whatever clients send is forwarded, marked or not, until the next :func:`apply`. What was
+    done, in words; nothing where nothing is forwarded."""
+    way = sysctls.remembered(kept).get("table", {}).get("way for all")
+    if not way or not nft.read(_table_name(name)):
+        return []
+    nft.insert(way)
+    return [f"the program's mark from what table inet {_table_name(name)} asks of clients"]
 
 
 def remove(name: str, kept: Path) -> list[str]:
     """What was removed, in words. Without nft(8) there never was a table."""
     gone = sysctls.restore(kept)
     if netlink.rules_of(PRIORITIES):
-        _write_rules(frozenset())
+        netlink.set_rules(PRIORITIES, frozenset())
         gone.append(f"rules of priorities {ADMITTED} to {BEHIND}")
     if nft.read(_table_name(name)):
         nft.write(_table_name(name), ())
         gone.append(f"table inet {_table_name(name)} of nftables")
     kept.unlink(missing_ok=True)
     return gone
+
+
+def stands(name: str) -> bool:
+    """Whether the table is there."""
+    return bool(nft.read(_table_name(name)))
 
 
 def _table_name(name: str) -> str:
@@ -190,9 +213,10 @@ def _look(name: str, planned: Standing, kept: Path) -> Standing:
     )
 
 
-def _remember(name: str, wanted: str, kept: Path) -> None:
+def _remember(name: str, wanted: str, kept: Path, way: Json) -> None:
     listed = _digest(nft.read(_table_name(name)))
-    sysctls.remember(kept, sysctls.remembered(kept) | {"table": {"wanted": wanted, "listed": listed}})
+    about = {"wanted": wanted, "listed": listed, "way for all": way}
+    sysctls.remember(kept, sysctls.remembered(kept) | {"table": about})
 
 
 def _digest(objects: tuple[Json, ...]) -> str:
@@ -200,11 +224,22 @@ def _digest(objects: tuple[Json, ...]) -> str:
 
 
 def _learning(wanted: Forwarding) -> frozenset[str]:
-    """Interfaces where routers are believed now, or were before; never those where only clients are."""
-    names = [path.name for path in IPV6.iterdir()] if IPV6.is_dir() else []
-    clients_only = wanted.inside - wanted.outside
-    return frozenset(
-        name
-        for name in names
-        if name not in {"all", "default", "lo", *clients_only} and sysctls.read(f"ipv6/conf/{name}/accept_ra")
-    )
+    """Also those that already learn although this host forwards; never those where only clients are."""
+    others = _interfaces("ipv6") - (wanted.inside - wanted.outside)
+    return frozenset(name for name in others if _value(f"ipv6/conf/{name}/accept_ra"))
+
+
+def _others(wanted: Forwarding) -> frozenset[tuple[str, int]]:
+    names = _interfaces("ipv4") - wanted.inside - wanted.outside
+    paths = [(f"ipv4/conf/all/{what}", f"ipv4/conf/{name}/{what}") for what in SHARED for name in names]
+    return frozenset((own, max(map(_value, (whole, own)))) for whole, own in paths)
+
+
+def _value(path: str) -> int:
+    return sysctls.read(path) or 0
+
+
+def _interfaces(family: str) -> set[str]:
+    folder = sysctls.PROC / family / "conf"
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return names - {"all", "default", "lo"}

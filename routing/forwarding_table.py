@@ -96,6 +96,13 @@ def table(name: str, wanted: Forwarding) -> tuple[Json, ...]:
     return tuple(made.objects)
 
 
+def way_for_all(name: str, marks: Marks) -> Json:
+    """A rule that lets through whatever clients send on, in front of all that refuses it."""
+    stands = {"|": [{"&": [MARK, 0xFFFFFFFF & ~marks.mask]}, marks.guarded]}
+    place: Json = {"family": FAMILY, "table": name, "chain": "judge"}
+    return {"rule": {**place, "expr": [_set_mark(stands), ACCEPT]}}
+
+
 # ---- Chains -----------------------------------------------------------------------------------------------
 
 
@@ -126,6 +133,9 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
         way_back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
         made.rule("judge", _is(way_back, False), COUNTER, DROP)
     made.rule("judge", _is(_kind("daddr"), {"set": HERE}), ACCEPT)
+    made.rule(
+        "judge", TCP, _marked(wanted.marks, wanted.marks.steered), ACCEPT
+    )  # to a listener here, by a rule
     made.rule("judge", _state("invalid"), {"goto": {"target": "unknown"}})
     stands = {"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]}
     made.rule("judge", _marked(wanted.marks, wanted.marks.admitted), _set_mark(stands), ACCEPT)

@@ -39,6 +39,11 @@ def write(name: str, table: tuple[Json, ...]) -> None:
     _nft("-f", "-", text=json.dumps({"nftables": steps}))
 
 
+def insert(rule: Json) -> None:
+    """Before all others of its chain."""
+    _nft("-f", "-", text=json.dumps({"nftables": [{"insert": rule}]}))
+
+
 def changes() -> socket.socket:
     """Becomes readable when somebody changes nftables in this network namespace, we ourselves too."""
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

@@ -1,7 +1,7 @@
 """`make bench-node`: an agent on a node of 250 pods, with a real API server: how long, how much, how often.
 
 What a change takes is seen from inside a pod: a process sends a datagram each millisecond, and tells when it
-is first let through, or refused. The clock runs from the request to the API server that `kubectl apply` makes.
+is first let through, or refused. The clock runs from the request that `kubectl apply` makes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@
                                                                                    MTU 1300
                                                                           far  203.0.113/24  2001:db8:113::/48
 
+With one arm, gateways and router stand on the outside's network: 192.0.2.1N and 192.0.2.254 (::fe) there.
+
 The router leads what comes from VMs to the gateways by a resilient next-hop group, each source to one of
 them or each connection (`spread`). Nobody outside has a route to the VMs: only what a gateway translates is
 answered.
@@ -114,21 +116,35 @@ FORWARDS = (
 )
 
 
-def numbered(number: int) -> str:
-    """What a gateway's own interfaces are, when the machine has booted."""
-    return f"""
-        link set lo up
-        link set inside up
-        link set outside up
-        addr add 10.10.0.{number}/24 dev inside
-        addr add fd00:10::{number}/64 dev inside nodad
-        addr add 192.0.2.1{number}/24 dev outside
-        addr add 2001:db8:2::1{number}/64 dev outside nodad
-        route add 10.20.0.0/16 via 10.10.0.254
-        route add fd00:20::/32 via fd00:10::254
-        route add default via 192.0.2.2
-        route add default via 2001:db8:2::2
-    """
+# What a gateway's own interfaces are, when the machine has booted.
+TWO_ARMS = """
+    link set lo up
+    link set inside up
+    link set outside up
+    addr add 10.10.0.{n}/24 dev inside
+    addr add fd00:10::{n}/64 dev inside nodad
+    addr add 192.0.2.1{n}/24 dev outside
+    addr add 2001:db8:2::1{n}/64 dev outside nodad
+    route add 10.20.0.0/16 via 10.10.0.254
+    route add fd00:20::/32 via fd00:10::254
+    route add default via 192.0.2.2
+    route add default via 2001:db8:2::2
+"""
+ONE_ARM = """
+    link set lo up
+    link set outside up
+    addr add 192.0.2.1{n}/24 dev outside
+    addr add 2001:db8:2::1{n}/64 dev outside nodad
+    route add 10.20.0.0/16 via 192.0.2.254
+    route add fd00:20::/32 via 2001:db8:2::fe
+    route add default via 192.0.2.2
+    route add default via 2001:db8:2::2
+"""
+ROUTER_OUTSIDE = """
+    link set wan up
+    addr add 192.0.2.254/24 dev wan
+    addr add 2001:db8:2::fe/64 dev wan nodad
+"""
 
 
 class Gateway:
@@ -136,8 +152,10 @@ class Gateway:
 
     def __init__(self, lab: GatewayLab, number: int) -> None:
         self.lab, self.number, self.name = lab, number, f"gw{number}"
-        self.inside4, self.inside6 = f"10.10.0.{number}", f"fd00:10::{number}"
         self.outside4, self.outside6 = f"192.0.2.1{number}", f"2001:db8:2::1{number}"
+        self.inside4, self.inside6 = f"10.10.0.{number}", f"fd00:10::{number}"
+        if lab.one_armed:
+            self.inside4, self.inside6 = self.outside4, self.outside6
         self.instance = f"{lab.name}-{self.name}"
         self.folder = lab.folder / self.name
         self.services: list[AbstractContextManager[Any]] = []
@@ -151,7 +169,7 @@ class Gateway:
     def boot(self) -> None:
         """A machine that knows nothing, with both cables in."""
         self.machine = machine = Namespace(self.name)
-        for segment, (there, name) in enumerate([(self.lab.router, "inside"), (self.lab.outside, "outside")]):
+        for segment, (there, name) in enumerate(self.cables()):
             card = f"02:00:00:00:0{segment}:0{self.number}"  # neighbours remember it
             there.ip(f"""
                 link add {self.name} type veth peer name {name} address {card} netns {machine.holder.pid}
@@ -159,15 +177,21 @@ class Gateway:
                 link set {self.name} up
             """)
         machine.checked("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-        machine.ip(numbered(self.number))
+        machine.ip(ONE_ARM.format(n=self.number) if self.lab.one_armed else TWO_ARMS.format(n=self.number))
         self.folder.mkdir()
+
+    def cables(self) -> list[tuple[Namespace, str]]:
+        """Where the other end of each is, and its name here."""
+        outside = (self.lab.outside, "outside")
+        return [outside] if self.lab.one_armed else [(self.lab.router, "inside"), outside]
 
     def die(self) -> None:
         """As when the power fails."""
-        self.here.ip("link set inside down\nlink set outside down")
+        for _, name in reversed(self.cables()):  # or what it tells other gateways would go out by the other
+            self.here.ip(f"link set {name} down")
         for process in self.processes():
             os.kill(process, 9)
-        for there in (self.lab.router, self.lab.outside):
+        for there, _ in self.cables():
             there.run("ip", "link", "del", self.name)
         self.here.close()
         self.machine = None
@@ -191,13 +215,13 @@ class Gateway:
 class GatewayLab(AbstractContextManager["GatewayLab"]):
     """All the machines; the gateways are booted and do nothing yet."""
 
-    def __init__(self, gateways: int = 3) -> None:
+    def __init__(self, gateways: int = 3, one_armed: bool = False) -> None:
         if needed := lacking():
             raise LabError(f"the lab needs {needed}")
         sweep()
         self.name = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
         self.folder = Path("/tmp", self.name)
-        self.spread = "source"
+        self.spread, self.one_armed = "source", one_armed
         self._programs: dict[str, Program] = {}
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -245,6 +269,10 @@ class GatewayLab(AbstractContextManager["GatewayLab"]):
         self.far.ip(f"link add eth0 type veth peer name far netns {self.outside.holder.pid}")
         self.router.ip(ROUTER)
         self.outside.ip(OUTSIDE)
+        if self.one_armed:
+            self.router.ip(f"link add wan type veth peer name wan netns {self.outside.holder.pid}")
+            self.outside.ip("link set wan master gates\nlink set wan up")
+            self.router.ip(ROUTER_OUTSIDE)
         self.far.checked("sysctl", "-qw", "net.ipv6.ip_nonlocal_bind=1", "net.ipv4.ip_nonlocal_bind=1")
         self.far.ip(FAR)
         for name, (four, six) in VMS.items():
@@ -303,23 +331,30 @@ class GatewayLab(AbstractContextManager["GatewayLab"]):
     def lead(self, gateways: Iterable[Gateway] | None = None, spread: str | None = None) -> None:
         """By hand what `skouter route` does: VMs' packets to these gateways, by a resilient group."""
         self.spread = spread or self.spread
-        numbers = [gateway.number for gateway in (self.gateways if gateways is None else gateways)]
+        members, device = list(self.gateways if gateways is None else gateways), self.device
         for version in (4, 6):
             self.router.checked(
                 *("sysctl", "-qw", f"net.ipv{version}.fib_multipath_hash_policy=3"),
                 f"net.ipv{version}.fib_multipath_hash_fields={FIELDS[self.spread]}",
             )
-            for number in numbers:
-                via = f"10.10.0.{number}" if version == 4 else f"fd00:10::{number}"
-                self._route(version, f"nexthop replace id {10 * number + version} via {via} dev gates")
-            members = "/".join(str(10 * number + version) for number in numbers)
+            for each in members:
+                via = each.inside4 if version == 4 else each.inside6
+                self._route(
+                    version, f"nexthop replace id {10 * each.number + version} via {via} dev {device}"
+                )
+            ids = "/".join(str(10 * each.number + version) for each in members)
             kind = f"type resilient buckets {BUCKETS} idle_timer {IDLE}"
-            group = f"nexthop replace id {GROUP + version} group {members} {kind}"
+            group = f"nexthop replace id {GROUP + version} group {ids} {kind}"
             self.router.checked("ip", *group.split())
             self._route(version, f"route replace default nhid {GROUP + version} table {TABLE}")
             if f"{TABLE}:" not in self._route(version, "rule show"):
                 self._route(version, "rule add pref 90 lookup main suppress_prefixlength 0")
                 self._route(version, f"rule add pref {TABLE} from {CLIENTS[version == 6]} lookup {TABLE}")
+
+    @property
+    def device(self) -> str:
+        """The router's interface to the gateways."""
+        return "wan" if self.one_armed else "gates"
 
     def _route(self, version: int, words: str) -> str:
         return self.router.checked("ip", f"-{version}", *words.split())

@@ -38,7 +38,7 @@ REASONS = contract().enumerators("reason")
 FLAGS = {name: value for value, name in contract().enumerators("flag").items()}
 WRITTEN_BY_PROGRAMS = (
     *("grants", "grant_ring", "holdings", "questions", "question_ring", "tallies"),
-    *("flows", "flow_ring", "inbounds", "inbound_ring", "carried", "claims", "fragments"),
+    *("flows", "flow_ring", "inbounds", "inbound_ring", "carried", "claims", "fragments", "misses"),
 )
 SECOND = 10**9
 LATER = 3600 * SECOND

@@ -7,6 +7,7 @@ import pytest
 
 from bpf.datapath import Datapath
 from tests.kernel.bench import Bench, Namespace
+from tests.kernel.gateway_lab import Machines, Site
 from tests.kernel.link_lab import Lab, World
 
 
@@ -51,3 +52,17 @@ def w_link(bench: Bench, linked: Path, lab: Lab) -> Iterator[World]:
     with world.open:
         yield world
     world.detach()
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    made = Site()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def m(bench: Bench, site: Site) -> Iterator[Machines]:
+    machines = Machines(bench, site)
+    yield machines
+    machines.close()

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from routing import forwarding, netlink, nft
-from routing.forwarding import PRIORITIES, Standing, difference, plan
+from routing.forwarding import PRIORITIES, Host, Standing, difference, plan
 from routing.netlink import DEFAULTS, PROHIBIT
 from tests.kernel.link_lab import summed
 from tests.kernel.packets import ACK, ICMPV6, RST, TCP, UDP, icmp, ipv4, ipv6, tcp, udp
@@ -35,10 +35,10 @@ from tests.network.yard import (
 from tests.topology import wait_for
 
 NAME = "skouter-lab-forwarding"
-BOTH = frozenset(DEFAULTS)
+HOST = Host(frozenset(DEFAULTS))
 PORT = 7777
 SOFT = re.compile(r"\b(packets|bytes) \d+|\b(fe80|ff00):")  # counted, or made by the kernel when it is done
-IP_RECVERR, IP_MTU, IPV6_MTU = 11, 14, 24
+IP_PKTINFO, IP_MTU, IPV6_MTU, IPV6_RECVPKTINFO = 8, 14, 24, 49
 families = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -94,27 +94,27 @@ def wanted(**more: object) -> forwarding.Forwarding:
 
 
 def test_what_is_there_needs_no_change() -> None:
-    whole = plan(NAME, wanted(), BOTH)
+    whole = plan(NAME, wanted(), HOST)
     there = Standing(whole.table, whole.rules, ())
     assert difference(there, whole) == forwarding.Change()
 
 
 def test_every_client_is_refused_by_every_inside_interface_without_the_mark() -> None:
-    rules = plan(NAME, wanted(inside=frozenset({"a", "b"})), BOTH).rules
+    rules = plan(NAME, wanted(inside=frozenset({"a", "b"})), HOST).rules
     refused = {(rule.source, rule.interface) for rule in rules if rule.action == PROHIBIT}
     assert refused == {(str(client), name) for client in CLIENTS for name in ("a", "b")}
 
 
 def test_a_family_without_clients_or_without_addresses_is_left_alone() -> None:
-    only4 = plan(NAME, wanted(clients=CLIENTS[:1]), BOTH)
+    only4 = plan(NAME, wanted(clients=CLIENTS[:1]), HOST)
     assert {rule.family for rule in only4.rules} == {socket.AF_INET}
     assert not any(setting.path.startswith("ipv6") for setting in only4.settings)
-    off6 = plan(NAME, wanted(), frozenset({int(socket.AF_INET)}))
+    off6 = plan(NAME, wanted(), Host(frozenset({int(socket.AF_INET)})))
     assert {rule.family for rule in off6.rules} == {socket.AF_INET}
 
 
 def test_forwarding_comes_last() -> None:
-    paths = [setting.path for setting in plan(NAME, wanted(), BOTH).settings]
+    paths = [setting.path for setting in plan(NAME, wanted(), HOST).settings]
     six = paths.index("ipv6/conf/all/forwarding")
     assert six == len(paths) - 1
     assert all("forwarding" not in path for path in paths[: paths.index("ipv4/conf/in0/forwarding")])
@@ -122,7 +122,7 @@ def test_forwarding_comes_last() -> None:
 
 def test_a_network_within_another_is_no_element_of_its_own() -> None:
     small = ipaddress.ip_network("10.9.0.128/25")
-    assert plan(NAME, wanted(clients=(*CLIENTS, small)), BOTH) == plan(NAME, wanted(), BOTH)
+    assert plan(NAME, wanted(clients=(*CLIENTS, small)), HOST) == plan(NAME, wanted(), HOST)
 
 
 # ---- Made and undone --------------------------------------------------------------------------------------
@@ -229,6 +229,19 @@ def test_routes_that_routers_tell_stay(yard: Yard) -> None:
     assert yard.gateway.checked("sysctl", "-n", path) == "2\n"
     yard.remove()
     assert yard.gateway.checked("sysctl", "-n", path) == "1\n"
+
+
+def test_other_interfaces_check_sources_as_before(yard: Yard) -> None:
+    yard.gateway.ip("link add other0 type veth peer name other1")
+    try:
+        yard.apply()
+        path = "net.ipv4.conf.{}.rp_filter"
+        asked = [path.format(name) for name in ("other0", "all", "in0")]
+        assert yard.gateway.checked("sysctl", "-n", *asked) == "2\n0\n0\n"
+        yard.remove()
+        assert yard.gateway.checked("sysctl", "-n", asked[1]) == "2\n"
+    finally:
+        yard.gateway.ip("link del other0")
 
 
 # ---- Admitted ---------------------------------------------------------------------------------------------
@@ -575,10 +588,14 @@ def test_every_question_reaches_the_resolver_of_this_host(
     gateway.apply(dns_port=port)
     with gateway.udp("gateway", version, port) as resolver, gateway.udp("client", version) as client:
         client.connect((server[version], 53))
+        level, option = {4: (socket.IPPROTO_IP, IP_PKTINFO), 6: (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)}[
+            version
+        ]
+        resolver.setsockopt(level, option, 1)  # it answers from the address that was asked
         client.send(b"question")
-        question, peer = resolver.recvfrom(99)
+        question, asked, _, peer = resolver.recvmsg(99, 99)
         assert (question, peer[0]) == (b"question", CLIENT[version])
-        resolver.sendto(b"answer", peer)
+        resolver.sendmsg([b"answer"], asked, 0, peer)
         assert client.recv(99) == b"answer"
     assert not any(one.endswith(b"question") for one in gateway.seen())
 

@@ -70,6 +70,7 @@ class Yard:
         self.gateway.ip("route add default via 192.0.2.2\nroute add default via 2001:db8:2::2")
         self.world.ip("addr add 192.0.2.2/24 dev eth0\naddr add 2001:db8:2::2/64 dev eth0 nodad")
         self.world.ip("route add default via 192.0.2.1\nroute add default via 2001:db8:2::1")
+        self.gateway.checked("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")  # as some distributions do
         self.out = out
         self.heard = self.in_("world", listening_to_all)
 
@@ -124,7 +125,8 @@ class Yard:
 
     def escaped(self) -> list[bytes]:
         """Of those, what has a source that only the gateway may know."""
-        return [packet for packet in self.seen() if any(source(packet) in network for network in PRIVATE)]
+        there = [packet for packet in self.seen() if str(destination(packet)) in WORLD.values()]
+        return [packet for packet in there if any(source(packet) in network for network in PRIVATE)]
 
     # ---- Sockets ------------------------------------------------------------------------------------------
 
