@@ -114,6 +114,15 @@ def do_gateway(arguments: argparse.Namespace) -> int:
     return run(Request(policies, config, root=arguments.root, gateway=True, mirrored=mirrored), where)
 
 
+def do_route(arguments: argparse.Namespace) -> int:
+    from gateway import place, route, route_settings
+
+    if arguments.undo:
+        return _told(arguments, "removed", route.undo(place.find()), "nothing was there")
+    found, problems = route_settings.read(arguments.config.read_text(), str(arguments.config))
+    return wrong(*map(str, problems)) if found is None else route.run(found, place.find())
+
+
 def do_wait(arguments: argparse.Namespace) -> int:
     from gateway import place
     from gateway.wait import wait
@@ -213,6 +222,7 @@ COMMANDS = {
     "explain": do_explain,
     "gateway": do_gateway,
     "off": do_off,
+    "route": do_route,
     "run": do_run,
     "status": do_status,
     "uninstall": do_uninstall,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, POLICIES = Path("/etc/skouter/agent.yaml"), Path("/etc/skouter/policies")
-GATEWAY = Path("/etc/skouter/gateway.yaml")
+GATEWAY, ROUTE = Path("/etc/skouter/gateway.yaml"), Path("/etc/skouter/route.yaml")
 
 DESCRIPTION = "Skouter: what may leave this machine, by DNS name, enforced in the kernel."
 
@@ -54,6 +54,15 @@ examples:
   ExecStartPre=+skouter wait                        in a unit's drop-in: it never starts without its policy
 """
 
+ROUTE_EPILOG = """
+examples:
+  skouter route                                     on the Linux router between machines and their gateways
+  skouter route --undo
+
+  Asks each gateway every second whether it is ready. Who loses a dead one is led to another, all others keep
+  theirs. When this ends, what the kernel was told last stays.
+"""
+
 CHECK_EPILOG = """
 examples:
   skouter policy check egress.yaml                  every problem at once; exit status 1 if there is one
@@ -80,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     _add_policy(commands)
     _add_agent(commands)
     _add_gateway(commands)
+    _add_route(commands)
     status = _add(commands, "status", "what is attached, who is held to what, which names are granted")
     status.add_argument("--pod", metavar="NAMESPACE/NAME", help="only what concerns this pod of this node")
     status.set_defaults(do="status")
@@ -246,6 +256,22 @@ def _add_gateway(commands: Any) -> None:
         "--root", default="/", metavar="CGROUP", help="look after this cgroup alone, as if it were the host"
     )
     gateway.set_defaults(do="gateway")
+
+
+def _add_route(commands: Any) -> None:
+    route = _add(
+        commands,
+        "route",
+        "a daemon: on a router, lead machines to those gateways that are alive",
+        ROUTE_EPILOG,
+    )
+    route.add_argument(
+        "--config", type=Path, default=ROUTE, metavar="FILE", help=f"machines and gateways ({ROUTE})"
+    )
+    route.add_argument(
+        "--undo", action="store_true", help="take away all that it did to this router, and exit"
+    )
+    route.set_defaults(do="route")
 
 
 def _add_policy(commands: Any) -> None:

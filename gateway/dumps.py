@@ -46,9 +46,9 @@ class Shelf:
         self._kept: dict[int, Snapshot] = {}
 
     def find(self, number: int, since: float, now: float) -> Snapshot | None:
-        """The one of this number; of 0, one that was begun `since` then. None: there is none (any more)."""
+        """The one of this number; of 0, the last that was begun `since` then. None: there is none."""
         self.tidy(now)
-        young = (each for each in self._kept.values() if each.begun >= since)
+        young = (each for each in reversed(self._kept.values()) if each.begun >= since)
         found = self._kept.get(number) if number else next(young, None)
         if found:
             found.asked = now

@@ -32,11 +32,12 @@ class Pace:
 
     greeting: float = 1.0
     silence: float = 10.0  # after which a member that is heard again is asked for everything
-    together: float = 0.005  # what is learned within this time is told together
+    together: float = 0.005  # after something was told: what is learned meanwhile is told together
     answer: float = 0.04  # that answers to a query are waited for, twice
     piece: float = 0.2  # that pieces of a dump are waited for until they are asked for again
     patience: float = 10.0  # and until it is given up
     again: float = 5.0  # between two dumps of one member
+    walk: float = 1.0  # between two walks through the tables, whoever asks
     names: float = 30.0  # until names are resolved again; where one can't be, `unresolved`
     unresolved: float = 2.0
 
@@ -52,7 +53,7 @@ class Member:
     session: bytes = NOBODY
     claimed: bytes = NOBODY
     heard: float = -math.inf
-    since: float = -math.inf  # what is learned is pushed to it
+    since: float = -math.inf  # what is learned is pushed to it; it wants no older snapshot
     is_ready: bool = False
     asked: float = -math.inf  # for a dump
     is_wanted: bool = True  # what it knows should be asked for

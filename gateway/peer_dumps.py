@@ -2,12 +2,13 @@
 
 Rules this file obeys:
 
-- One walk through the kernel's tables at a time, in a thread; whoever asks meanwhile is given what it finds.
+- One walk through the kernel's tables in a while, in a thread; whoever asks meanwhile is given what it finds.
 - Dumps of few members are received at once, and of one member one in a while.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ class Dumps:
         self.source, self.members, self.pace = source, members, pace
         self.send, self.finished, self.counts = send, finished, counts
         self._shelf, self._making, self._waiting = Shelf(), trio.Lock(), set[Address]()
+        self._begun = -math.inf
         self._fetches = trio.CapacityLimiter(FETCHES)
 
     # ---- What others ask for
@@ -69,8 +71,9 @@ class Dumps:
     async def _make(self, member: Member, request: DumpRequest, nursery: trio.Nursery) -> None:
         try:
             async with self._making:
-                begun = monotonic()
-                if self._shelf.find(0, member.since, begun) is None:
+                if self._shelf.find(0, member.since, monotonic()) is None:
+                    await trio.sleep(max(0, self._begun + self.pace.walk - monotonic()))
+                    self._begun = begun = monotonic()
                     chunks = await trio.to_thread.run_sync(self._packed)
                     self._shelf.put(1 + secrets.randbits(62), begun, chunks, monotonic())
         finally:

@@ -8,6 +8,8 @@ Rules this file obeys:
 
 - All gateways are alike: nothing is elected, no verdict is sent, and whoever is alone goes on as before.
 - What is lost is lost: a push is not repeated, a query once. The kernel refuses meanwhile, as it always does.
+- Policies do not come to all at the same moment. What was told of one that is not here yet is asked for again
+  when it is.
 - Nobody is believed for where a datagram comes from, nor without: it must be sealed (sealing.py), come from a
   member's address, and be for this very session. Only a greeting may be to nobody, and is only ever answered
   by one greeting. So a datagram that was caught moves nothing, wherever and whenever it is sent again.
@@ -41,6 +43,7 @@ PENDING = 8192  # addresses that wait to be told, or to be asked for
 QUERIES = 64  # that are open at once
 AT_ONCE = 32  # datagrams read, addresses told, before others have their turn
 FEW = 64  # facts that are taken at once
+STRANGE = 1024  # digests of policies that are not here
 Groups = list[tuple[bytes, list[Fact]]]
 
 
@@ -82,6 +85,7 @@ class Peers:
         self._missed: dict[tuple[bytes, bytes], None] = {}
         self._new, self._needed, self._free = trio.Event(), trio.Event(), trio.Semaphore(QUERIES)
         self._queries: dict[int, tuple[set[Address], trio.Event]] = {}
+        self._strange = set[bytes]()
         self._inbox: list[tuple[Groups, Member, Dump | None]] = []
         self._sockets = {made.family: made for made in peer_sockets.listen(*listen)}
         self.use(keys)
@@ -154,8 +158,12 @@ class Peers:
 
     async def _greet(self) -> None:
         while True:
+            came = any(map(self.store.knows, tuple(self._strange)))
+            if came:
+                self._strange.clear()
             for member in self._members:
                 self._send(member, Hello(self.ready.is_set()))
+                member.is_wanted |= came
                 if member.heard + self.pace.silence > monotonic():
                     self._dumps.want(member, self._nursery)
             self._dumps.tidy()
@@ -247,6 +255,7 @@ class Peers:
                     self._inbox.append((groups, member, message))
             case Done():
                 self.counts["dumps told"] += 1
+                member.since = monotonic()  # who asks again missed something: not the same once more
 
     async def _adopt(self) -> None:
         inbox, self._inbox = self._inbox, []
@@ -268,6 +277,8 @@ class Peers:
         for digest, found in groups:
             if not self.store.knows(digest):
                 counts["facts of other policies"] += len(found)
+                if len(self._strange) < STRANGE:
+                    self._strange.add(digest)
                 continue
             try:
                 adopted = self.store.adopt(digest, found)
@@ -285,9 +296,9 @@ class Peers:
     # ---- What is learned, and what is missed
 
     async def _tell(self) -> None:
+        """At once, since the client may go another way at once; what comes soon after, together."""
         while True:
             await self._new.wait()
-            await trio.sleep(self.pace.together)
             self._new = trio.Event()
             while some := sorted(islice(self._learned, AT_ONCE)):
                 for pair in some:
@@ -296,6 +307,7 @@ class Peers:
                     for member in self._members.proven:
                         self._send(member, Push(body))
                 await trio.lowlevel.checkpoint()
+            await trio.sleep(self.pace.together)
 
     async def _ask(self) -> None:
         for number in range(1, 1 << 63):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import struct
 from dataclasses import dataclass, field
+from itertools import count
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -92,21 +93,21 @@ def _derived(secret: bytes, salt: bytes, purpose: bytes, length: int) -> bytes:
 
 
 class Sealer:
-    """Of one process; `session` are SESSION random bytes that it made at its start."""
+    """Of one process; `session` are SESSION random bytes that it made at its start. For any thread."""
 
     def __init__(self, keys: Keys, session: bytes) -> None:
-        self.session, self._counter = session, 0
+        self.session, self._counter = session, count(1)
         self.use(keys)
 
     def use(self, keys: Keys) -> None:
-        self._key, self._cipher = keys.current, keys.current.session(self.session)
+        self._now = keys.current.id, keys.current.session(self.session)
 
     def seal(self, message: bytes, wall: float) -> bytes:
         """`wall` in seconds since 1970."""
-        self._counter += 1
-        header = HEADER.pack(self._key.id, self.session, self._counter)
+        (identity, cipher), counter = self._now, next(self._counter)
+        header = HEADER.pack(identity, self.session, counter)
         text = TIME.pack(int(wall * 1000)) + message
-        return header + self._cipher.encrypt(NONCE.pack(self._counter), text, header)
+        return header + cipher.encrypt(NONCE.pack(counter), text, header)
 
 
 class Window:
@@ -156,7 +157,7 @@ class Opener:
 
     def use(self, keys: Keys) -> None:
         self.keys = keys
-        for sender in self._senders.values():
+        for sender in tuple(self._senders.values()):
             sender.ciphers = {each: cipher for each, cipher in sender.ciphers.items() if keys.find(each)}
 
     def open(self, datagram: bytes, wall: float, now: float) -> Opened:

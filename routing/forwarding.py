@@ -45,6 +45,7 @@ __all__ = (
     "open_to_all",
     "plan",
     "remove",
+    "stands",
 )
 
 PRIORITIES = range(54, 57)  # behind steering.py's, which is for this host, before all others
@@ -164,19 +165,9 @@ def apply(name: str, wanted: Forwarding, kept: Path) -> list[str]:
         _remember(name, planned.table, kept, way_for_all(_table_name(name), wanted.marks))
         done.append(f"wrote table inet {_table_name(name)} of nftables")
     if change.add_rules or change.remove_rules:
-        _write_rules(planned.rules)
+        netlink.set_rules(PRIORITIES, planned.rules)
         done.append(f"wrote rules of priorities {ADMITTED} to {BEHIND}")
     return done + sysctls.write(change.settings, kept)
-
-
-def _write_rules(wanted: frozenset[Rule]) -> None:
-    """A rule that says less than another matches that one, too, when it is to be removed (fib_rules.c): so
-    what is there is looked at again, until nothing else is."""
-    while unwanted := (there := frozenset(netlink.rules_of(PRIORITIES))) - wanted:
-        for rule in sorted(unwanted):
-            netlink.remove_rule(rule)
-    for rule in sorted(wanted - there):
-        netlink.add_rule(rule)
 
 
 def open_to_all(name: str, kept: Path) -> list[str]:
@@ -193,13 +184,18 @@ def remove(name: str, kept: Path) -> list[str]:
     """What was removed, in words. Without nft(8) there never was a table."""
     gone = sysctls.restore(kept)
     if netlink.rules_of(PRIORITIES):
-        _write_rules(frozenset())
+        netlink.set_rules(PRIORITIES, frozenset())
         gone.append(f"rules of priorities {ADMITTED} to {BEHIND}")
     if nft.read(_table_name(name)):
         nft.write(_table_name(name), ())
         gone.append(f"table inet {_table_name(name)} of nftables")
     kept.unlink(missing_ok=True)
     return gone
+
+
+def stands(name: str) -> bool:
+    """Whether the table is there."""
+    return bool(nft.read(_table_name(name)))
 
 
 def _table_name(name: str) -> str:

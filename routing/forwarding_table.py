@@ -133,6 +133,9 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
         way_back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
         made.rule("judge", _is(way_back, False), COUNTER, DROP)
     made.rule("judge", _is(_kind("daddr"), {"set": HERE}), ACCEPT)
+    made.rule(
+        "judge", TCP, _marked(wanted.marks, wanted.marks.steered), ACCEPT
+    )  # to a listener here, by a rule
     made.rule("judge", _state("invalid"), {"goto": {"target": "unknown"}})
     stands = {"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]}
     made.rule("judge", _marked(wanted.marks, wanted.marks.admitted), _set_mark(stands), ACCEPT)

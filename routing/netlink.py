@@ -171,6 +171,19 @@ def remove_rule(rule: Rule) -> None:
     _rule("del", rule, *GONE)
 
 
+def set_rules(priorities: range, wanted: frozenset[Rule]) -> None:
+    """Those of these priorities are what is wanted, and no others.
+
+    A rule that says less than another matches that one, too, when it is to be removed (net/core/fib_rules.c):
+    so what is there is looked at again, until nothing else is.
+    """
+    while unwanted := (there := frozenset(rules_of(priorities))) - wanted:
+        for rule in sorted(unwanted):
+            remove_rule(rule)
+    for rule in sorted(wanted - there):
+        add_rule(rule)
+
+
 def _rule(command: str, rule: Rule, *fine: int) -> None:
     about: dict[str, Any] = {"family": rule.family, "priority": rule.priority, "action": rule.action}
     if rule.mask:

@@ -6,6 +6,7 @@ import base64
 import itertools
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_network
 
@@ -314,6 +315,13 @@ def test_no_nonce_is_used_twice_also_after_a_restart() -> None:
     sealer.use(Keys(KEY, OTHER))
     again += [sealer.seal(b"the same", NOON)]
     assert len({each[20:28] for each in again}) == 4
+
+
+def test_no_nonce_is_used_twice_by_two_threads() -> None:
+    sealer = Sealer(Keys(KEY), OURS)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: [sealer.seal(b"", NOON)[20:28] for _ in range(2000)], range(4)))
+    assert len({each for part in made for each in part}) == 8000
 
 
 def test_keys_are_changed_host_by_host_without_a_gap() -> None:

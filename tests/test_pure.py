@@ -11,7 +11,7 @@ GATEWAY = Path(__file__).parent.parent / "gateway"
 PURE = (
     *("cel", "names", "patterns", "schema", "crds", "addresses", "records", "yaml_nodes", "reading"),
     *("documents", "cluster", "selection", "policy", "services", "dfa", "tables", "explain"),
-    *("gateway_settings", "settings"),
+    *("gateway_settings", "settings", "route_settings"),
     *("plan", "report", "journal", "api_objects", "conditions", "pod_events", "metrics", "api_rights"),
     *("kubelet", "groups", "pods", "node_plan", "unbound", "machines", "facts", "dumps"),
 )  # each may import those before it

@@ -14,8 +14,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_policy_of_the_readme_is_a_good_document() -> None:
-    (policy,) = [block for block in BLOCKS if "apiVersion" in block]
+@pytest.mark.parametrize("policy", [block for block in BLOCKS if "apiVersion" in block])
+def test_the_policies_of_the_readme_are_good_documents(policy: str) -> None:
     objects, problems = documents.read(policy, "README.md")
     assert objects
     assert not problems
@@ -38,7 +38,7 @@ def test_each_command_of_the_readme_has_a_help(command: str, capsys: pytest.Capt
 
 def test_the_make_targets_of_the_readme_exist() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", README)):
+    for target in set(re.findall(r"make ([\w-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

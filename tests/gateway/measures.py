@@ -100,8 +100,8 @@ class Witness:
 def counted(lab: GatewayLab, match: str) -> Iterator[Callable[[], int]]:
     """How many packets that nftables matches so have come outside since the block began."""
     name = f"count{next(_NUMBERS)}"
-    chain = f"chain c {{ type filter hook prerouting priority -300; {match} counter name seen; }}"
-    lab.outside.checked("nft", "-f", "-", input=f"table inet {name} {{ counter seen {{}}\n{chain} }}")
+    chain = f"chain c {{ type filter hook prerouting priority -300; {match} counter name seen; }}\n}}\n"
+    lab.outside.checked("nft", "-f", "-", input=f"table inet {name} {{ counter seen {{}}\n{chain}")
 
     def count() -> int:
         told = json.loads(lab.outside.checked("nft", "-j", "list", "counter", "inet", name, "seen"))

@@ -11,8 +11,11 @@ import pytest
 from bpf import kernel, share
 from bpf.contract import contract
 from bpf.datapath import Datapath
+from gateway.facts import Fact
+from gateway.ledger import Ledger
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, Bench, now
+from tests.network.circle import Circle, in_a_circle, until
 
 POLICY, OTHER, PEER, SECOND_PEER = 7, 8, 0x1111, 0x2222
 LONGEST, MOST = contract().constant("LONGEST_GRANT"), contract().constant("GRANTS_PER_POLICY")
@@ -162,6 +165,77 @@ def test_random_facts_are_what_a_dictionary_of_latest_ends_says(b: Bench) -> Non
     found = {(address, peer): end for address, peer, end in share.held(b.d, POLICY)}
     assert found.keys() == latest.keys()
     assert all(0 <= found[key] - end < 2 * SECOND for key, end in latest.items())
+
+
+# ---- As facts: gateway/ledger.py
+
+DIGEST, SHARED, NOWHERE = b"d" * 16, b"s" * 16, b"n" * 16
+
+
+@pytest.fixture
+def ledger(b: Bench) -> Ledger:
+    """POLICY has a digest of its own; two numbers are of one policy."""
+    for number in (20, 21):
+        b.policy(number)
+        b.rule(number, PEER, 1)
+    return Ledger(b.d, lambda: {DIGEST: [POLICY], SHARED: (20, 21)})
+
+
+def test_facts_come_out_of_the_ledger_as_they_went_in(ledger: Ledger) -> None:
+    facts = [Fact(PEER, A, 100), Fact(SECOND_PEER, A, 200), Fact(PEER, C, 300)]
+    assert ledger.adopt(DIGEST, facts) == 3
+    found = list(ledger.held())
+    assert {digest for digest, _ in found} == {DIGEST}
+    assert {fact[:2] for _, fact in found} == {fact[:2] for fact in facts}
+    ends = {fact[:2]: fact.seconds for fact in facts}
+    for _, fact in found:  # rounded down: never longer than it was said to be
+        assert ends[fact[:2]] - 2 <= fact.seconds < ends[fact[:2]]
+    assert {fact.peer for fact in ledger.find(DIGEST, A)} == {PEER, SECOND_PEER}
+
+
+def test_what_is_said_of_a_digest_holds_for_all_numbers_that_have_it(b: Bench, ledger: Ledger) -> None:
+    assert ledger.adopt(SHARED, [Fact(PEER, A, 100)]) == 1
+    assert there(b, 20) == there(b, 21) == {(A, PEER): 100}
+    share.adopt(b.d, 21, [(PEER, A, 500)])
+    (found,) = ledger.find(SHARED, A)
+    assert 498 <= found.seconds <= 499
+    assert [digest for digest, _ in ledger.held()] == [SHARED, SHARED]
+
+
+def test_a_digest_that_is_not_here_is_nothing(ledger: Ledger) -> None:
+    assert not ledger.knows(NOWHERE)
+    assert ledger.adopt(NOWHERE, [Fact(PEER, A, 100)]) == 0
+    assert ledger.find(NOWHERE, A) == list(ledger.held()) == []
+
+
+def test_what_is_over_or_of_other_policies_is_not_told(b: Bench, ledger: Ledger) -> None:
+    b.grant(POLICY, "203.0.113.1", (PEER, now() - 1), (SECOND_PEER, now() + SECOND // 2))
+    b.grant(OTHER, "203.0.113.1", (PEER, now() + 100 * SECOND))
+    assert list(ledger.held()) == ledger.find(DIGEST, A) == []
+
+
+@in_a_circle
+async def test_two_gateways_whose_numbers_differ_tell_each_other(circle: Circle, b: Bench) -> None:
+    """Both in one kernel half here, each with a number of its own for the one policy."""
+    many = numbered(10_000)
+    for number in (20, 21):
+        b.policy(number)
+        b.rule(number, PEER, 1)
+    b.rule(20, SECOND_PEER, 1)
+    share.adopt(b.d, 20, [(PEER, address, 1000) for address in many])
+    share.adopt(b.d, 20, [(SECOND_PEER, C, 1000)])
+    b.grant(20, "169.254.169.254", (PEER, now() + 1000 * SECOND))  # which nothing but a fault could write
+    one = circle.gateway(1, circle.members(2), Ledger(b.d, lambda: {SHARED: [20]}))
+    other = circle.gateway(2, circle.members(2), Ledger(b.d, lambda: {SHARED: [21]}))
+    await other.ready.wait()
+    assert {address for address, _ in there(b, 21)} == set(many)
+    assert all(990 < seconds < 1000 for seconds in there(b, 21).values())
+    assert other.numbers()["facts refused"] == 2
+    for gateway, number, hears in ((one, 20, 21), (other, 21, 20)):
+        address = p.packed(f"192.0.2.{number}")
+        share.adopt(b.d, number, [(PEER, address, 1000)])
+        gateway.learned(SHARED, address)
+        await until(lambda: share.find(b.d, hears, address))  # noqa: B023
 
 
 def test_a_hundred_thousand_are_taken_and_walked_in_about_a_second(b: Bench) -> None:

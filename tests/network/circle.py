@@ -22,14 +22,14 @@ import trio
 from gateway import facts, sealing
 from gateway.facts import Fact, Hello, Message
 from gateway.members import Pace
-from gateway.peers import Peers
+from gateway.peers import Peers, Store
 from gateway.sealing import Keys
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 SOON = 10  # seconds: what takes longer has gone wrong
 DIGEST, OTHER_DIGEST = b"d" * 16, b"o" * 16
 PEER = 0x1111
-QUICK = Pace(greeting=0.05, silence=0.5, again=0.1, names=0.05, unresolved=0.05, patience=1.0)
+QUICK = Pace(greeting=0.05, silence=0.5, again=0.1, walk=0.05, names=0.05, unresolved=0.05, patience=1.0)
 _numbers = count(1)
 
 
@@ -96,12 +96,12 @@ class Circle:
         return [str(self.address(number)) for number in range(1, count + 1)]
 
     def gateway(
-        self, number: int, members: Iterable[str], memory: Memory | None = None, **options: Any
+        self, number: int, members: Iterable[str], store: Store | None = None, **options: Any
     ) -> Peers:
         """Number `number`, which runs from now on."""
         here = self.address(number)
         options = {"keys": self.keys, "pace": QUICK, "dump_seconds": 2.0, "own": lambda: {here}} | options
-        made = Peers(memory or Memory(), names=tuple(members), listen=(here, self.port), **options)
+        made = Peers(store or Memory(), names=tuple(members), listen=(here, self.port), **options)
         self.nursery.start_soon(made.run)
         self.gateways.append(made)
         return made
@@ -146,15 +146,16 @@ class Stranger:
 
     async def say(self, gateway: Peers, *what: Message | bytes) -> None:
         """Sealed, where it is no datagram yet."""
-        where = next(made.getsockname() for made in gateway._sockets.values())
         for each in what:
-            await self.socket.sendto(each if isinstance(each, bytes) else self.seal(each), where)
+            await self.socket.sendto(each if isinstance(each, bytes) else self.seal(each), where(gateway))
 
-    async def hear(self, *kinds: type[Message]) -> Message:
-        """The next message of such a kind. What a gateway says of itself, and its greetings, is noted."""
+    async def hear(self, *kinds: type[Message], of: Peers | None = None) -> Message:
+        """The next message of such a kind. Whose session it came in is noted."""
         with trio.fail_after(SOON):
             while True:
-                data, _ = await self.socket.recvfrom(2000)
+                data, source = await self.socket.recvfrom(2000)
+                if of and source != where(of):
+                    continue
                 with suppress(sealing.RefusedError):
                     opened = self.opener.open(data, time(), trio.current_time())
                     _, message = facts.decode(opened.message)
@@ -166,7 +167,7 @@ class Stranger:
         """Each has proven to the other that it is there."""
         await until(gateway.heard)  # it knows its members
         await self.say(gateway, self.seal(Hello(True), facts.NOBODY))
-        await self.hear(Hello)
+        await self.hear(Hello, of=gateway)
         await self.say(gateway, Hello(True))
         await until(lambda: any(each.session == self.session for each in gateway._members))
 
@@ -177,6 +178,11 @@ class Stranger:
             while True:
                 found.append(await self.hear(*kinds))
         return found
+
+
+def where(gateway: Peers) -> tuple[str, int]:
+    (made,) = gateway._sockets.values()
+    return made.getsockname()
 
 
 def _bound(host: str, port: int) -> socket.socket:

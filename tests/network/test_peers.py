@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from gateway import members
-from gateway.facts import Answer, Fact, Query, pack
+from gateway.facts import Answer, Done, Dump, DumpRequest, Fact, Query, pack, unpack
 from gateway.peers import Peers
 from gateway.sealing import Keys
 from routing.own import own_addresses
@@ -197,6 +197,37 @@ async def test_facts_of_a_policy_that_is_not_here_are_left_out(circle: Circle) -
     assert other.numbers()["facts of other policies"] == 1
     one.missed(OTHER_DIGEST, FEW[2])  # of which the other knows nothing either
     await until(lambda: not one._queries)
+
+
+@in_a_circle
+async def test_what_was_told_of_a_policy_that_comes_later_is_asked_for_again(circle: Circle) -> None:
+    full, late = Memory((DIGEST, OTHER_DIGEST)), Memory((DIGEST,))
+    full.learn(*FEW, digest=OTHER_DIGEST)
+    one, other = (circle.gateway(n + 1, circle.members(2), store) for n, store in enumerate((full, late)))
+    await until(lambda: other.numbers().get("facts of other policies") == len(FEW))
+    assert not late.rows
+    late.digests = full.digests
+    await until(lambda: late.has(*FEW, digest=OTHER_DIGEST))
+    await until(lambda: not other._strange)
+    dumps = other.numbers()["dumps"]
+    await trio.sleep(2 * QUICK.again + 2 * QUICK.greeting)
+    assert other.numbers()["dumps"] == dumps
+    assert one.ready.is_set()
+
+
+@in_a_circle
+async def test_who_asks_for_everything_again_is_not_told_the_same_once_more(circle: Circle) -> None:
+    gateway = circle.gateway(1, circle.members(2))
+    with circle.stranger(2) as stranger:
+        await stranger.meet(gateway)
+        for number in range(3):
+            memory(gateway).learn(FEW[number])
+            await stranger.say(gateway, DumpRequest(0, (0,)))
+            told = await stranger.hear(Dump)
+            assert isinstance(told, Dump)
+            ((_, found),) = unpack(told.facts)
+            assert {fact.address for fact in found} == set(FEW[: number + 1])
+            await stranger.say(gateway, Done(told.snapshot))
 
 
 @in_a_circle

@@ -55,6 +55,7 @@ SETS = {
     "node": Set("kubernetes", _ENVTEST | {name: f"k8s.io/kubernetes/cmd/{name}" for name in _NODE}),
     "helm": Set("helm", {"helm": "helm.sh/helm/v3/cmd/helm"}),
     "coredns": Set("coredns", {"coredns": "github.com/coredns/coredns"}),
+    "opentofu": Set("opentofu", {"tofu": "github.com/opentofu/opentofu/cmd/tofu"}),
     "oldest": Set("oldest", {"judge-definitions": "skouter/tests/tools/oldest"}),
 }
 
