@@ -21,7 +21,7 @@ UNITS = /usr/local/lib/systemd/system
 SERVICES = skouter.service skouter-gateway.service skouter-resolver.service skouter-route.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo demo-gateway test lint format crds tools envtest test-node manifests image bench bench-gateway matrix install uninstall packages-% clean
+.PHONY: demo demo-gateway test lint format crds tools envtest test-node manifests image bench bench-node bench-gateway matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -67,6 +67,9 @@ test-node: packages-node $(VENV)/ready-dev
 
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench
+
+bench-node: packages-tests tools
+	$(BIN)/python -m tests.bench.node
 
 bench-gateway: packages-rivals $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench.gateway

@@ -79,21 +79,24 @@ static __always_inline int to_server(struct __sk_buff *skb, struct subject *who,
 static __always_inline int judge_packet(struct __sk_buff *skb, struct subject *who, const struct packet *p,
 					enum reason reason)
 {
-	int local = !reason && is_local(who, p);
+	int local;
 
 	if (!who->policy)                                                     /* 0 */
 		reason = UNCLASSIFIED;
-	else if (!reason && is_here(who, p->tuple.local))                          /* 1 */
-		reason = SPOOFED;
-	if (!reason && is_to_server(who, p, local))                           /* 6 */
+	if (!reason && !may_be_resolver(who->flags, p->tuple.remote_port))    /* 3: the gateway has no flows */
+		reason = ask_known(who, p);
+	if (reason)
+		return finish(skb, who, p, reason);
+	if (is_here(who, p->tuple.local))                                     /* 1 */
+		return finish(skb, who, p, SPOOFED);
+	local = is_local(who, p);
+	if (is_to_server(who, p, local))                                      /* 6 */
 		return to_server(skb, who, p);
-	if (!reason && local)
+	if (local)
 		return LET;
-	if (!reason)                                                          /* 3 */
-		reason = p->offset ? follows(who, p) : ask_known(who, p);
-	if (!reason)
-		return stage(skb, STAGE_ALONE, HOOK_GATEWAY, 0, who->workload), STOP;
-	return finish(skb, who, p, reason);
+	if (p->offset)
+		return finish(skb, who, p, follows(who, p));
+	return stage(skb, STAGE_ALONE, HOOK_GATEWAY, 0, who->workload), STOP;
 }
 
 /* Behind a tag of no VLAN the kernel finds the packet, and no program does (IEEE 802.1Q 9.6: priority tags). */
@@ -164,6 +167,12 @@ static __always_inline int note_datagram(struct __sk_buff *skb, struct subject *
 	return LET;
 }
 
+/* A segment that neither begins nor ends a connection: of these there is nothing to say. */
+static __always_inline int goes_in_between(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
 int gateway_egress(struct __sk_buff *skb)
 {
 	struct subject who = {.hook = HOOK_GATEWAY};
@@ -171,7 +180,7 @@ int gateway_egress(struct __sk_buff *skb)
 	struct workload *found;
 	u64 id;
 
-	if (read_packet(skb, &p, 0) || p.offset)
+	if (read_packet(skb, &p, 0) || p.offset || goes_in_between(&p))
 		return LET;
 	id = machine_of(p.tuple.local);
 	found = id ? workloads.lookup(&id) : NULL;

@@ -7,7 +7,8 @@
  * Sources: RFC 1035 4.1.1, RFC 8020 (NXDOMAIN); RFC 9293 3.5.2 (resets).
  */
 
-enum { MEND_COMPLETE = 1, ZERO_IS_NONE = 1 << 5 };       /* BPF_F_RECOMPUTE_CSUM, BPF_F_MARK_MANGLED_0 */
+/* BPF_F_RECOMPUTE_CSUM, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR */
+enum { MEND_COMPLETE = 1, ZERO_IS_NONE = 1 << 5, PSEUDO_HEADER = 1 << 4 };
 enum { RESPONSE = 0x8000, RECURSION_AVAILABLE = 0x80, CODES = 0x2f, NAME_ERROR = 3 };
 
 static __always_inline int put(struct __sk_buff *skb, u32 offset, const void *from, const u32 size)
@@ -50,6 +51,31 @@ static __always_inline int refuse_question(struct __sk_buff *skb, const struct s
 	return turn_back(skb, p);
 }
 
+/* Of many segments in one buffer only the headers are left. There the checksum is the pseudo header's, whose length
+ * counts, until the buffer is cut (Documentation/networking/segmentation-offloads.rst). */
+static __always_inline int shorten(struct __sk_buff *skb, const struct packet *p)
+{
+	u32 before = bpf_htonl(skb->len - L2 - p->transport), after, at = p->transport;
+	u16 was, said;
+	u8 words;
+	int wrong;
+
+	if (load(skb, at + 12, &words, 1))
+		return -1;
+	after = (words >> 4) * 4;
+	if (is_ipv4(p->tuple.local)) {
+		said = bpf_htons(at + after);
+		wrong = load(skb, 2, &was, sizeof(was)) || put(skb, 2, &said, sizeof(said)) ||
+			bpf_l3_csum_replace(skb, L2 + 10, was, said, sizeof(said));
+	} else {
+		said = bpf_htons(at + after - 40);
+		wrong = put(skb, 4, &said, sizeof(said));
+	}
+	return wrong ||
+	       bpf_l4_csum_replace(skb, L2 + at + 16, before, bpf_htonl(after), PSEUDO_HEADER | sizeof(u32)) ||
+	       bpf_skb_change_tail(skb, L2 + at + after, 0);
+}
+
 /* A segment comes back as the reset that a host without a listener would send. */
 static __always_inline int reset(struct __sk_buff *skb, const struct packet *p)
 {
@@ -57,7 +83,9 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *p)
 	u16 flags, said;
 	int acks = p->tcp_flags & TCP_ACK;
 
-	if (skb->gso_size || p->piece || (p->tcp_flags & TCP_RST) || (!acks && !(p->tcp_flags & TCP_SYN)))
+	if (p->piece || (p->tcp_flags & TCP_RST) || (!acks && !(p->tcp_flags & TCP_SYN)))
+		return STOP;
+	if (skb->gso_size && shorten(skb, p))
 		return STOP;
 	if (load(skb, at + 4, words, sizeof(words)) || load(skb, at + 12, &flags, sizeof(flags)))
 		return STOP;

@@ -187,7 +187,8 @@ class Gateway:
 
     def die(self) -> None:
         """As when the power fails."""
-        self.here.ip("\n".join(f"link set {name} down" for _, name in self.cables()))
+        for _, name in reversed(self.cables()):  # or what it tells other gateways would go out by the other
+            self.here.ip(f"link set {name} down")
         for process in self.processes():
             os.kill(process, 9)
         for there, _ in self.cables():

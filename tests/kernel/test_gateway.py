@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.kernel.gateway_lab import (
     BAD,
     GOOD,
     HERE,
+    HERE_MAC,
     MACHINE,
     ONLY_80,
     OTHER,
@@ -37,7 +39,7 @@ from tests.kernel.gateway_lab import (
     datagram,
     segment,
 )
-from tests.kernel.link_lab import PING, packet, summed
+from tests.kernel.link_lab import PING, checksum, packet, signed, summed
 
 families = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 UNREACHABLE = {4: errno.EHOSTUNREACH, 6: errno.EACCES}  # icmp(7), icmpv6: administratively prohibited
@@ -285,6 +287,31 @@ def test_a_segment_of_no_known_connection_is_reset(m: Machines, version: int) ->
     server.settimeout(0.05)
     with pytest.raises(TimeoutError):
         server.recv(9)
+
+
+@families
+def test_segments_that_are_one_for_a_while_are_reset_as_one(m: Machines, version: int) -> None:
+    """Of a buffer that is cut later only the headers come back, with the sum that they begin with."""
+    s, _server = m.connected(version)
+    back = m.tap_of(m.site.machines)
+    for raw in list(m.b.d["flows"].raw_keys()):
+        m.b.d["flows"].remove_raw(raw)
+    s.sendall(b"x" * 20_000)
+    sent = next(raw for raw in iter(lambda: back.recv(65536), b"") if len(raw) > 1600)
+    assert sent[6:12] == VM_MAC
+    reset = next(raw for raw in iter(lambda: back.recv(65536), b"") if raw[6:12] == HERE_MAC)[14:]
+    head = 20 if version == 4 else 40
+    assert len(reset) == head + (reset[head + 12] >> 4) * 4
+    assert reset[head + 13] == p.RST
+    if version == 4:
+        assert (signed(reset), int.from_bytes(reset[2:4], "big")) == (reset, len(reset))
+    else:
+        assert int.from_bytes(reset[4:6], "big") == len(reset) - 40
+    addresses = reset[8:40] if version == 6 else reset[12:20]
+    pseudo = ~checksum(addresses + struct.pack(">II", len(reset) - head, p.TCP)) & 0xFFFF
+    assert int.from_bytes(reset[head + 16 : head + 18], "big") == pseudo
+    with pytest.raises(ConnectionResetError):
+        s.recv(9)
 
 
 @families
