@@ -4,8 +4,8 @@ Rules this file obeys:
 
 - What a setting was is on disk before it is changed. Only what still has our value is put back: who changed
   it since knows better.
-- A setting that this kernel doesn't have is left out. One that can't be changed here is told, and no error: of
-  a network namespace's settings some are the host's alone.
+- A setting that this kernel doesn't have is left out. One that can't be changed here is told, and no error:
+  of a network namespace's settings some are the host's alone.
 
 Source: Documentation/networking/ip-sysctl.rst, nf_conntrack-sysctl.rst.
 """
