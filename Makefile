@@ -16,12 +16,14 @@ VENV = .venv
 BIN = $(VENV)/bin
 PREFIX = /opt/skouter
 WORKERS = 3# processes that pass tests
-TOOLS = envtest oldest helm# sets of tests/tools that make test needs; node and coredns are the others
+TERRAFORM = $(shell command -v terraform || command -v tofu)
+TOOLS = envtest oldest helm $(if $(TERRAFORM),,opentofu)# sets of tests/tools that make test needs
 UNITS = /usr/local/lib/systemd/system
-SERVICES = skouter.service skouter-gateway.service skouter-resolver.service
+SERVICES = skouter.service skouter-gateway.service skouter-resolver.service skouter-route.service \
+  skouter-secrets.service skouter-take-over.service
 IF_SYSTEMD = [ ! -d /run/systemd/system ] ||
 
-.PHONY: demo demo-gateway test lint format crds tools envtest test-node manifests image bench bench-gateway matrix install uninstall packages-% clean
+.PHONY: demo demo-gateway test test-terraform lint format crds tools envtest test-node manifests image bench bench-node bench-gateway matrix install uninstall packages-% clean
 
 demo: packages-lab $(VENV)/ready
 	$(BIN)/python -m tests.demo
@@ -38,6 +40,12 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: packages-tests $(VENV)/ready-dev lint tools
 	$(BIN)/python -m pytest -m 'not quiet' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m quiet
+
+# With a Terraform or OpenTofu of the PATH, else with an OpenTofu that is built once: minutes. The providers' schemas
+# are fetched once, too, into /var/cache/skouter/schemas.
+test-terraform: packages-tests $(VENV)/ready-dev
+	$(BIN)/python -m tests.tools $(filter opentofu,$(TOOLS))
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/terraform tests/cloud
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check
@@ -67,6 +75,9 @@ test-node: packages-node $(VENV)/ready-dev
 
 bench: packages-tests $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench
+
+bench-node: packages-tests tools
+	$(BIN)/python -m tests.bench.node
 
 bench-gateway: packages-rivals $(VENV)/ready-dev
 	$(BIN)/python -m tests.bench.gateway

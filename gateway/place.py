@@ -21,6 +21,7 @@ from gateway import cgroups
 DEFAULT = "skouter"
 BPFFS = Path("/sys/fs/bpf")
 FORWARDING = "forwarding.json"  # of a gateway, below its state: what the host's settings were before
+ROUTE = "route.json"  # the same of a router in front of gateways
 STATE = Path("/var/lib")  # file-hierarchy(7)
 INSTANCE = re.compile(r"skouter(-[A-Za-z0-9_-]+)?")  # never the name of somebody else's folder
 

@@ -8,9 +8,9 @@ from functools import partial
 from bpf import datapath
 from gateway.cgroups import remove_cgroup
 from gateway.link_programs import detach_everywhere
-from gateway.place import FORWARDING, Place
+from gateway.place import FORWARDING, ROUTE, Place
 from gateway.states import locked
-from routing import forwarding, steering
+from routing import forwarding, next_hops, steering
 
 
 def off(where: Place) -> list[str]:
@@ -33,8 +33,11 @@ def off(where: Place) -> list[str]:
 
 
 def _not_forwarded(where: Place) -> list[str]:
+    """Only what this instance did: rules and routes do not say whose they are."""
+    kept, route = where.state / FORWARDING, where.state / ROUTE
     try:
-        return forwarding.remove(where.name, where.state / FORWARDING)
+        gone = forwarding.remove(where.name, kept) if kept.exists() or forwarding.stands(where.name) else []
+        return gone + (next_hops.remove(route) if route.exists() else [])
     except OSError as error:
         return [f"not all: {error}"]
 

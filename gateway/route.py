@@ -17,12 +17,11 @@ import trio
 
 from gateway.addresses import Address
 from gateway.notify import ERR, NOTICE, Notifier, say
-from gateway.place import Place
+from gateway.place import ROUTE, Place
 from gateway.route_settings import RouteSettings
 from routing import interfaces, next_hops
 from routing.next_hops import Spread
 
-KEPT = "route.json"  # below the state of an instance: what the router's settings were before
 LOOK_AGAIN = 5.0
 ANSWER = 64  # bytes of an answer that tell its status (RFC 9112, section 4)
 
@@ -31,7 +30,7 @@ def run(settings: RouteSettings, where: Place) -> int:
     """Until a signal. Raises :class:`OSError` where the router can't be set up to begin with."""
     with closing(Notifier()) as notifier:
         try:
-            trio.run(_Router(settings, where.state / KEPT, notifier).main)
+            trio.run(_Router(settings, where.state / ROUTE, notifier).main)
         except BaseExceptionGroup as group:
             raise _first(group) from group
     return 0
@@ -39,7 +38,7 @@ def run(settings: RouteSettings, where: Place) -> int:
 
 def undo(where: Place) -> list[str]:
     """What was removed, in words."""
-    return next_hops.remove(where.state / KEPT)
+    return next_hops.remove(where.state / ROUTE)
 
 
 def _first(error: BaseException) -> BaseException:

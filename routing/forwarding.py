@@ -45,6 +45,7 @@ __all__ = (
     "open_to_all",
     "plan",
     "remove",
+    "stands",
 )
 
 PRIORITIES = range(54, 57)  # behind steering.py's, which is for this host, before all others
@@ -163,6 +164,7 @@ def apply(name: str, wanted: Forwarding, kept: Path) -> list[str]:
         nft.write(_table_name(name), table(_table_name(name), wanted))
         _remember(name, planned.table, kept, way_for_all(_table_name(name), wanted.marks))
         done.append(f"wrote table inet {_table_name(name)} of nftables")
+        done += sysctls.stuck(planned.settings)
     if change.add_rules or change.remove_rules:
         netlink.set_rules(PRIORITIES, planned.rules)
         done.append(f"wrote rules of priorities {ADMITTED} to {BEHIND}")
@@ -190,6 +192,11 @@ def remove(name: str, kept: Path) -> list[str]:
         gone.append(f"table inet {_table_name(name)} of nftables")
     kept.unlink(missing_ok=True)
     return gone
+
+
+def stands(name: str) -> bool:
+    """Whether the table is there."""
+    return bool(nft.read(_table_name(name)))
 
 
 def _table_name(name: str) -> str:

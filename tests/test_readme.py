@@ -38,7 +38,7 @@ def test_each_command_of_the_readme_has_a_help(command: str, capsys: pytest.Capt
 
 def test_the_make_targets_of_the_readme_exist() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", README)):
+    for target in set(re.findall(r"make ([\w-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

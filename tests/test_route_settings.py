@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from pathlib import Path
 
 import pytest
 
 from gateway.route import Pulse
 from gateway.route_settings import RouteSettings, read
 
+EXAMPLE = Path(__file__).parent.parent / "deploy" / "systemd" / "route.yaml"
 WHOLE = """
 inside: [eth1]
 clients: [10.20.0.0/16, "fd00:20::/64"]
@@ -30,6 +33,13 @@ def test_what_a_whole_file_says() -> None:
     networks = tuple(ipaddress.ip_network(text) for text in ("10.20.0.0/16", "fd00:20::/64"))
     gateways = ((four, six), (other,))
     assert found == RouteSettings(gateways, networks, ("eth1",), True, 80, 2, 3, 4, 64, 5, 60)
+
+
+def test_the_example_is_good_and_so_are_its_comments() -> None:
+    text = EXAMPLE.read_text()
+    found, problems = read(text, "route.yaml")
+    assert found, problems
+    assert read(re.sub(r"^# (?=[a-zS]+: )", "", text, flags=re.MULTILINE), "route.yaml")[0] == found
 
 
 def test_what_is_left_out_is_the_default() -> None:

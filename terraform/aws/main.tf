@@ -162,7 +162,7 @@ resource "aws_autoscaling_group" "gateway" {
   health_check_type  = "EC2"
 
   launch_template {
-    id      = aws_launch_template.gateway[each.key].id
+    name    = aws_launch_template.gateway[each.key].name
     version = aws_launch_template.gateway[each.key].latest_version
   }
 

@@ -76,7 +76,7 @@ def test_the_comments_of_the_configuration_are_good_lines(tmp_path: Path) -> Non
 def test_the_units_of_a_gateway_are_what_systemd_takes(tmp_path: Path) -> None:
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
-    names = ("skouter-gateway.service", "skouter-resolver.service")
+    names = ("skouter-gateway.service", "skouter-resolver.service", "skouter-route.service")
     for name in names:
         shutil.copy(DEPLOY / name, units)
     for name in ("sysinit", "basic", "shutdown", "network-online"):
@@ -89,7 +89,8 @@ def test_the_units_of_a_gateway_are_what_systemd_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "exposure"), [("skouter-gateway.service", 45), ("skouter-resolver.service", 20)]
+    ("unit", "exposure"),
+    [("skouter-gateway.service", 45), ("skouter-resolver.service", 20), ("skouter-route.service", 25)],
 )
 def test_the_units_of_a_gateway_leave_little(unit: str, exposure: int) -> None:
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={exposure}", DEPLOY / unit)

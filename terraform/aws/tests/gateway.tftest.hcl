@@ -44,7 +44,7 @@ run "as_it_comes" {
     error_message = "A machine comes up with another interface, or takes its own away with it."
   }
   assert {
-    condition     = alltrue([for zone, group in aws_autoscaling_group.gateway : group.launch_template[0].id == aws_launch_template.gateway[zone].id && group.availability_zones == toset([zone])])
+    condition     = alltrue([for zone, group in aws_autoscaling_group.gateway : group.launch_template[0].name == aws_launch_template.gateway[zone].name && aws_launch_template.gateway[zone].name == "skouter-${zone}" && group.availability_zones == toset([zone])])
     error_message = "A group starts another zone's machine."
   }
   assert {

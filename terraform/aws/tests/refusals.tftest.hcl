@@ -1,6 +1,10 @@
 # What is refused before anything is asked of AWS.
 
-mock_provider "aws" {}
+mock_provider "aws" {
+  mock_data "aws_partition" {
+    defaults = { partition = "aws" }
+  }
+}
 
 variables {
   vpc_id   = "vpc-0123456789abcdef0"
