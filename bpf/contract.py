@@ -17,6 +17,7 @@ from typing import Any
 
 from cffi import FFI
 
+PARTS = ("limits.h", "reasons.h", "contract.h")
 MAP = re.compile(r"^MAP\((\w+), (\w+), ([\w ]+), ([\w ]+), (\w+)\)$", re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
@@ -173,4 +174,4 @@ class Contract:
 @cache
 def contract() -> Contract:
     """The contract this installation was built with."""
-    return Contract("".join((files("bpf") / name).read_text() for name in ("reasons.h", "contract.h")))
+    return Contract("".join((files("bpf") / name).read_text() for name in PARTS))

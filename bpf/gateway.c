@@ -19,6 +19,7 @@
 #include <linux/in.h>
 #include <linux/in6.h>
 
+#include "limits.h"
 #include "reasons.h"
 #include "contract.h"
 #include "packet.h"

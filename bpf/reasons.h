@@ -1,6 +1,6 @@
 /* reasons.h: what the kernel half says of packets and answers, and the switches that both halves know by name.
  *
- * A part of the contract (contract.h), whose rules hold here too: contract.py reads both as one text.
+ * A part of the contract (contract.h), whose rules hold here too: contract.py reads them as one text.
  */
 
 /* Why a packet passed or not. Every value has a sentence in events.py. */

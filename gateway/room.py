@@ -8,6 +8,8 @@ Rules this file obeys:
   due when these have come. So many workloads take no more time each than few.
 - A workload with a link has rings of its own there (LINK_BIT in contract.h): where there are links, all count
   twice.
+- A machine behind a gateway has its connections among its flows, which may be many more. It writes as a link
+  does.
 - Whoever calls this holds the instance's lock.
 """
 
@@ -47,22 +49,23 @@ class Room:
         constant, entries = contract().constant, {name: m.entries for name, m in contract().maps.items()}
         before = self.datapath["settings"][0]
         holders = dict.fromkeys(RINGS.values(), count)
-        if next(self.datapath["links"].raw_keys(), None) is not None:
+        machines = any(map(is_machine, workloads))
+        if machines or next(self.datapath["links"].raw_keys(), None) is not None:
             holders |= dict.fromkeys(OF_LINKS, 2 * count)
-        quotas = {name: share(constant(name.upper()), entries[name], holders[name]) for name in holders}
+        quotas = {name: share(most(name, machines), entries[name], holders[name]) for name in holders}
         addresses = entries["grants"] // constant("GRANTS_PER_POLICY")
         self.datapath.set(**quotas, addresses=share(constant("ADDRESSES"), addresses, numbers))
         for ring, table in RINGS.items():
             for owner in owners(workloads) if quotas[table] < getattr(before, table) else ():
-                most = min(self._turned(owner, table), int(getattr(before, table)))
-                self._forget_places(owner, ring, table, range(quotas[table], most))
+                places = min(self._turned(owner, table), int(getattr(before, table)))
+                self._forget_places(owner, ring, table, range(quotas[table], places))
 
     def forget(self, workload: int) -> None:
         """What a workload has in its rings, and in the tables behind them."""
         for owner in owners([workload]):
             for ring, table in RINGS.items():
-                most = min(self._turned(owner, table), contract().constant(table.upper()))
-                self._forget_places(owner, ring, table, range(most))
+                places = min(self._turned(owner, table), most(table, is_machine(workload)))
+                self._forget_places(owner, ring, table, range(places))
             self.datapath["tallies"].discard(owner)
         for slot in range(contract().constant("FRAGMENTS")):
             self.datapath["fragments"].discard((workload, slot))
@@ -80,15 +83,24 @@ class Room:
                 self.datapath[table].remove_raw(bytes(contract().ffi.buffer(found)))
 
 
+def is_machine(workload: int) -> bool:
+    return bool(workload >> contract().constant("MACHINE_BIT") & 1)
+
+
+def most(table: str, machines: bool) -> int:
+    """Places in a ring, before it is shared out."""
+    return contract().constant("MACHINE_FLOWS" if machines and table == "flows" else table.upper())
+
+
 def owners(workloads: Collection[int]) -> list[int]:
     """By what their rings are known: their own, and those that their links write."""
     bit = 1 << contract().constant("LINK_BIT")
     return [*workloads, *(workload | bit for workload in workloads)]
 
 
-def share(most: int, entries: int, holders: int) -> int:
-    """`most` places for each, halved until all fit. A ring that is halved goes on at its oldest place; at any
-    other size it would go on somewhere among the youngest, and find none that is over."""
-    while most > 1 and most * holders > entries:
-        most //= 2
-    return most
+def share(places: int, entries: int, holders: int) -> int:
+    """So many places for each, halved until all fit. A ring that is halved goes on at its oldest place; at
+    any other size it would go on somewhere among the youngest, and find none that is over."""
+    while places > 1 and places * holders > entries:
+        places //= 2
+    return places

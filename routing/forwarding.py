@@ -164,6 +164,7 @@ def apply(name: str, wanted: Forwarding, kept: Path) -> list[str]:
         nft.write(_table_name(name), table(_table_name(name), wanted))
         _remember(name, planned.table, kept, way_for_all(_table_name(name), wanted.marks))
         done.append(f"wrote table inet {_table_name(name)} of nftables")
+        done += sysctls.stuck(planned.settings)
     if change.add_rules or change.remove_rules:
         netlink.set_rules(PRIORITIES, planned.rules)
         done.append(f"wrote rules of priorities {ADMITTED} to {BEHIND}")

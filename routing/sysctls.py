@@ -4,8 +4,8 @@ Rules this file obeys:
 
 - What a setting was is on disk before it is changed. Only what still has our value is put back: who changed
   it since knows better.
-- A setting that this kernel doesn't have, or that can't be changed here, is told, not an error: of a network
-  namespace's settings some are the host's alone.
+- A setting that this kernel doesn't have is left out. One that can't be changed here is told, and no error:
+  of a network namespace's settings some are the host's alone.
 
 Source: Documentation/networking/ip-sysctl.rst, nf_conntrack-sysctl.rst.
 """
@@ -50,6 +50,16 @@ def read(path: str) -> int | None:
 
 def can_change(path: str) -> bool:
     return os.access(PROC / path, os.W_OK)
+
+
+def stuck(settings: tuple[Setting, ...]) -> list[str]:
+    """What is otherwise here and has to be changed elsewhere, in words."""
+    there = {setting: read(setting.path) for setting in settings}
+    return [
+        f"{_name(setting.path)}={value}, not {setting.value}: only the host itself can change that"
+        for setting, value in there.items()
+        if value is not None and not setting.holds(value) and not can_change(setting.path)
+    ]
 
 
 def write(settings: tuple[Setting, ...], kept: Path) -> list[str]:

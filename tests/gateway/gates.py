@@ -207,6 +207,60 @@ def gated(lab: GatewayLab, policies: str = POLICIES, **settings: Any) -> Iterato
         made.close()
 
 
+class Router:
+    """`skouter route` on the lab's router: who is dead, it finds out by itself."""
+
+    def __init__(self, lab: GatewayLab, spread: str) -> None:
+        self.lab = lab
+        self.config, self.log = lab.folder / "route.yaml", lab.folder / "route.log"
+        said = {
+            "inside": ["vms", "strays"],
+            "clients": list(CLIENTS),
+            "gateways": [{"addresses": [each.inside4, each.inside6]} for each in lab.gateways],
+            "hash": {"source": "source", "connection": "flow"}[spread],
+            "probe": {"port": HEALTH, "seconds": 1, "fall": 1},
+            "buckets": 64,
+            "idleSeconds": 1,
+        }
+        self.config.write_text(json.dumps(said))
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self._command("--config", self.config), stderr=log, text=True)
+        wait_for(self._leads, f"the router's groups: {self.log.read_text()}", 30)
+
+    def _command(self, *words: object) -> list[str]:
+        setting = f"SKOUTER_INSTANCE={self.lab.name}-router"
+        return self.lab.router.command("env", setting, SKOUTER, "route", *words)
+
+    def _leads(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        rules = "".join(self.lab.router.checked("ip", family, "rule", "show") for family in ("-4", "-6"))
+        return all(client in rules for client in CLIENTS)
+
+    def knows(self, gateway: Gateway, state: str) -> None:
+        """Waits until it has found out that the gateway is dead, or alive."""
+
+        def told() -> bool:
+            lines = [line for line in self.log.read_text().splitlines() if f" {gateway.inside4} is " in line]
+            return bool(lines) and lines[-1].endswith(state)
+
+        wait_for(told, f"{gateway.name} {state}: {self.log.read_text()}", 30)
+
+    def close(self) -> None:
+        end(self.process)
+        subprocess.run(self._command("--undo", "--config", self.config), check=True, capture_output=True)
+
+
+@contextmanager
+def routed(lab: GatewayLab, spread: str) -> Iterator[Router]:
+    """The VMs are led by `skouter route` until the block ends, and by nobody then."""
+    lab.let_go()
+    made = Router(lab, spread)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 def key_of(lab: GatewayLab) -> Path:
     return lab.folder / "peer.key"
 

@@ -187,8 +187,8 @@ class Gateway:
 
     def die(self) -> None:
         """As when the power fails."""
-        for _, name in reversed(self.cables()):  # or what it tells other gateways would go out by the other
-            self.here.ip(f"link set {name} down")
+        for there, _ in self.cables():  # at the other ends: it is not to find another way for anything
+            there.ip(f"link set {self.name} down")
         for process in self.processes():
             os.kill(process, 9)
         for there, _ in self.cables():
@@ -350,6 +350,12 @@ class GatewayLab(AbstractContextManager["GatewayLab"]):
             if f"{TABLE}:" not in self._route(version, "rule show"):
                 self._route(version, "rule add pref 90 lookup main suppress_prefixlength 0")
                 self._route(version, f"rule add pref {TABLE} from {CLIENTS[version == 6]} lookup {TABLE}")
+
+    def let_go(self) -> None:
+        """Undoes what :meth:`lead` did."""
+        for version in (4, 6):
+            self._route(version, f"rule del pref {TABLE}")
+            self._route(version, "rule del pref 90")
 
     @property
     def device(self) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.gates import Gates, stopped
-from tests.gateway.lab import ZONE, Gateway, GatewayLab
+from tests.gateway.gates import Gates, routed, stopped
+from tests.gateway.lab import ZONE, GatewayLab
 from tests.gateway.measures import Witness, counted, load
 from tests.topology import wait_for
 
@@ -46,39 +46,30 @@ def policies() -> str:
     return POLICIES
 
 
-def die(gates: Gates, victim: Gateway) -> None:
-    """And what the router does when it is told so: not before a second has gone by."""
-    gates.die(victim)
-    began = time.monotonic()
-    wait_for(lambda: time.monotonic() > began + 1, "a second")
-    gates.lab.lead([gateway for gateway in gates.lab.gateways if gateway.machine])
-
-
-def revive(gates: Gates, victim: Gateway) -> None:
-    victim.boot()
-    gates.boot([victim])
-    gates.lab.lead()
-
-
 @pytest.mark.parametrize("spread", ["source", "connection"])
 def test_no_attempt_fails_when_a_gateway_dies_and_when_it_comes_back(
     gates: Gates, witness: Witness, spread: str
 ) -> None:
     """Connections that it had end at once where they come to another, and go nowhere untranslated."""
     lab = gates.lab
-    lab.lead(spread=spread)
-    victim = lab.gateway_of("vm1")
     held = [(vm, number) for vm in MACHINES for number in range(4)]
-    for vm, number in held:
-        lab.inside(vm, f"keep({number}, lambda: opened(resolve('example.com', {FAMILIES[number % 2]})))")
-        assert lab.inside(vm, f"page({number})") is True
-    with load(lab, RATE, *NAMES, vms=MACHINES) as steady:
-        steady.go_on(2)
-        die(gates, victim)
-        found = [lab.inside(vm, f"timed(lambda: page({number}))") for vm, number in held]
-        steady.go_on(2)
-        revive(gates, victim)
-        steady.go_on(4)
+    with routed(lab, spread) as router:
+        victim = lab.gateway_of("vm1")
+        for vm, number in held:
+            opening = f"opened(resolve('example.com', {FAMILIES[number % 2]}))"
+            assert lab.inside(vm, f"keep({number}, lambda: {opening}) and page({number})") is True
+        with load(lab, RATE, *NAMES, vms=MACHINES) as steady:
+            steady.go_on(2)
+            gates.die(victim)
+            router.knows(victim, "dead")
+            wait_for(lambda: lab.gateway_of("vm1") is not victim, "another way")
+            found = [lab.inside(vm, f"timed(lambda: page({number}))") for vm, number in held]
+            steady.go_on(2)
+            victim.boot()
+            gates.boot([victim])
+            router.knows(victim, "alive")
+            steady.go_on(4)
+    lab.lead()
     assert steady.failed == {}
     assert steady.again > 0, "nobody was led to the one that died"
     assert {outcome for outcome, _ in found} == {True, "ECONNRESET"}

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bpf.datapath import Datapath
+from gateway.room import Room
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, TCP, UDP, now, wait_until
 from tests.kernel.gateway_lab import (
@@ -464,3 +465,18 @@ def test_one_machine_s_connections_take_no_room_of_another_s(m: Machines, versio
 def test_a_gateway_s_programs_are_pinned_once(datapath: Datapath, m: Machines) -> None:
     assert m.programs == datapath.for_gateway()
     assert set(m.programs) >= {"gateway_ingress", "gateway_egress", "gateway_grant"}
+
+
+def test_machines_have_room_for_their_connections_and_leave_none_behind(m: Machines) -> None:
+    room = Room(m.b.d)
+    try:
+        room.share()
+        assert int(m.b.d["settings"][0].flows) >= 4096
+        assert m.leaves(
+            *(segment(SILENT[4], p.SYN, b"x;", ports=(port, 80)) for port in range(2000, 2100)), marker=b"x;"
+        )
+        assert sum(1 for _ in m.b.d["flows"].raw_keys()) >= 100
+        room.forget(MACHINE)
+        assert not any(m.b.d["flows"].raw_keys())
+    finally:
+        m.b.d.set(flows=2048, questions=1024, inbounds=8192, addresses=16384)

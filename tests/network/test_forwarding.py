@@ -14,11 +14,12 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from routing import forwarding, netlink, nft
+from routing import forwarding, netlink, nft, steering
 from routing.forwarding import PRIORITIES, Host, Standing, difference, plan
 from routing.netlink import DEFAULTS, PROHIBIT
 from tests.kernel.link_lab import summed
 from tests.kernel.packets import ACK, ICMPV6, RST, TCP, UDP, icmp, ipv4, ipv6, tcp, udp
+from tests.network.test_steering import transparent
 from tests.network.yard import (
     ADMIT,
     CLIENT,
@@ -198,6 +199,13 @@ def test_a_change_of_nftables_is_told_at_once(gateway: Yard) -> None:
         forwarding.drain(news)
         assert not select.select([news], [], [], 0)[0]
         assert gateway.apply()
+
+
+def test_what_only_the_host_can_change_is_told_once(gateway: Yard) -> None:
+    many = 2**31 - 4
+    (told,) = [line for line in gateway.apply(conntrack=many, capture=False) if "nf_conntrack_max" in line]
+    assert told.endswith(f", not {many}: only the host itself can change that")
+    assert gateway.apply(conntrack=many, capture=False) == []
 
 
 def test_what_somebody_set_since_is_not_set_back(gateway: Yard) -> None:
@@ -623,3 +631,44 @@ def test_this_is_no_open_resolver(gateway: Yard, version: int, port: int) -> Non
             itself.sendto(b"itself", (GATEWAY[version], port))
             assert here.recv(9) == b"itself"
         gateway.connect(GATEWAY[version], port).close()
+
+
+LISTENER = """
+table inet listener { chain led { type filter hook prerouting priority -150;
+  meta l4proto tcp meta mark & 0x30 == 0x10 tproxy ip to 127.0.0.1:7053
+  meta l4proto tcp meta mark & 0x30 == 0x10 tproxy ip6 to [::1]:7053
+}
+}
+"""
+
+
+@families
+def test_what_the_program_leads_to_a_listener_arrives_there(gateway: Yard, version: int) -> None:
+    """DNS over TCP: routing/steering.py, and a table that plays bpf_sk_assign."""
+    gateway.admit(f"{ADMIT} tcp dport 53 meta mark set 0x10;")
+    gateway.gateway.checked("nft", "-f", "-", input=LISTENER)
+    gateway.in_("gateway", lambda: steering.apply(MARKS, NAME))
+    try:
+        with (
+            gateway.in_("gateway", lambda: transparent(version)) as listener,
+            gateway.connect(FAR[version], 53) as client,
+            listener.accept()[0] as served,
+        ):
+            assert served.getsockname()[0] == FAR[version]
+            served.sendall(b"read")
+            assert client.recv(9) == b"read"
+    finally:
+        gateway.in_("gateway", lambda: steering.remove(NAME))
+    with pytest.raises(OSError, match=r"refused|No route|Permission denied"):
+        gateway.connect(FAR[version], 53)  # nothing leads it there any more, and out it does not go
+    assert not any(str(destination(one)) == FAR[version] for one in gateway.seen())
+
+
+@families
+def test_break_glass_opens_until_it_is_applied_again(gateway: Yard, version: int) -> None:
+    gateway.admit("")
+    assert gateway.in_("gateway", lambda: forwarding.open_to_all(NAME, gateway.kept))
+    assert echo(gateway, version) == OUTSIDE[version]
+    assert gateway.apply()
+    gateway.seen()
+    assert_refused(gateway, version, ConnectionRefusedError)

@@ -17,10 +17,10 @@ import pytest
 from bpf import kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath, identities
-from bpf.load import LINKS
+from bpf.load import GATEWAY, LINKS, Family
 from gateway import place
 from gateway.homes import Homes
-from gateway.link_programs import LinkPrograms, has_tcx
+from gateway.link_programs import LinkPrograms, detach_everywhere, has_tcx
 from gateway.links import ATTACHED, BYPASSED, NONE, Links, State
 from routing import interfaces, links, netlink
 from routing.links import Link, Ways
@@ -161,10 +161,10 @@ def test_a_veth_that_comes_is_heard_of(machine: Callable[[str], Machine], host: 
 class Ours:
     """Programs of a version, pinned as the engine pins them."""
 
-    def __init__(self, root: Path, version: str, what: int) -> None:
+    def __init__(self, root: Path, version: str, what: int, family: Family = LINKS) -> None:
         folder = root / f"programs-{version}"
-        folder.mkdir(parents=True)
-        self.programs = {name: returning(what) for name in tuple(LINKS.hooks)}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.programs = {name: returning(what) for name in family.hooks}
         for name, fd in self.programs.items():
             kernel.pin(fd, folder / name)
 
@@ -241,6 +241,32 @@ def test_a_link_is_judged_then_by_another_version_then_not_at_all(
     assert "clsact" not in host.says("tc", "qdisc", "show", "dev", "host0")
     assert host.do(on.detach_all) == []
     for each in (old, new):
+        each.close()
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gateway_s_programs_come_and_go_beside_those_of_a_link(
+    host: Machine, pod: Machine, root: Path, form: str
+) -> None:
+    if form == "tcx" and not has_tcx():
+        pytest.skip("tcx needs Linux 6.6")
+    links, gates = (host.do(lambda f=f: LinkPrograms(root, f, form == "tcx")) for f in (LINKS, GATEWAY))
+    link, shut = Ours(root, "one", UNSPEC), Ours(root, "one", SHOT, GATEWAY)
+    opened = Ours(root, "two", UNSPEC, GATEWAY)
+    attach(host, links, link)
+    attach(host, gates, shut)
+    assert not reaches(host, pod)
+    host.do(lambda: gates.replace_all(lambda: opened.programs))
+    assert reaches(host, pod)
+    assert standing(host, gates, opened)[0]
+    assert standing(host, links, link)[0]
+    host.do(lambda: gates.detach(host.index("host0"), gates.pinned()))
+    assert (standing(host, gates, opened)[0], standing(host, links, link)[0]) == (False, True)
+    attach(host, gates, opened)
+    told = host.do(lambda: detach_everywhere(root))
+    assert sorted(told) == sorted(f"{name} from host0" for name in (*link.programs, *opened.programs))
+    for each in (link, shut, opened):
         each.close()
 
 
@@ -403,7 +429,7 @@ def test_ATTACK_a_pod_gives_its_interface_away_and_is_judged_no_more(
     assert follow(host, judged, host.ways_of(pod)) == State(ATTACHED)
     pod.ip(f"link set eth0 netns {inner.space.holder.pid}")
     follow(host, judged, host.ways_of(pod))
-    chains = host.do(lambda: [judged.on._chain(host.index("host0"), name) for name in tuple(LINKS.hooks)])
+    chains = host.do(lambda: [judged.on._chain(host.index("host0"), name) for name in LINKS.hooks])
     assert all(set(chain) & judged.on.pinned() for chain in chains)
     assert told(rows)
 
