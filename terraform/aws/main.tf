@@ -81,7 +81,7 @@ module "boot" {
   drain_seconds = var.drain_seconds
   conntrack     = var.conntrack
   agent         = var.agent
-  take_over = !var.take_over ? null : {
+  routes_to_take_over = !var.take_over ? null : {
     port = var.health_port
     gateways = [
       for zone, its in var.zones : {

@@ -40,10 +40,10 @@ locals {
 
   cloud = {
     secrets  = length(var.secrets) == 0 ? null : { for secret, name in var.secrets : local.paths[secret] => name }
-    takeOver = var.take_over
+    takeOver = var.routes_to_take_over
   }
 
-  asks_cloud = length(var.secrets) > 0 || var.take_over != null
+  asks_cloud = length(var.secrets) > 0 || var.routes_to_take_over != null
 
   documents = var.policies == null ? {} : {
     for name in fileset(var.policies, "*.yaml") : "/etc/skouter/policies/${name}" => file("${var.policies}/${name}")
@@ -61,7 +61,7 @@ locals {
   units = concat(
     length(var.secrets) == 0 ? [] : ["skouter-secrets.service"],
     ["skouter-resolver.service", "skouter-gateway.service"],
-    var.take_over == null ? [] : ["skouter-take-over.service"],
+    var.routes_to_take_over == null ? [] : ["skouter-take-over.service"],
   )
 
   document = {

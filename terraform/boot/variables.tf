@@ -152,7 +152,7 @@ variable "agent" {
   }
 }
 
-variable "take_over" {
+variable "routes_to_take_over" {
   description = "What a gateway does about the routes of one that is not ready: a document for the cloud's part of Skouter, or null for nothing."
   type        = any
   default     = null
