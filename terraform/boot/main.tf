@@ -30,7 +30,7 @@ locals {
     unselected   = var.unselected
     snat         = var.snat
     dns          = { for key, value in local.dns : key => value if value != null }
-    health       = { address = "::", port = var.health_port }
+    health       = { port = var.health_port }
     drainSeconds = var.drain_seconds
     conntrack    = var.conntrack
     policies     = var.policies == null ? null : "/etc/skouter/policies"
