@@ -45,6 +45,7 @@ test: packages-tests $(VENV)/ready-dev lint tools
 # are fetched once, too, into /var/cache/skouter/schemas.
 test-terraform: packages-tests $(VENV)/ready-dev
 	$(if $(TERRAFORM),,$(BIN)/python -m tests.tools opentofu)
+	$(BIN)/python -m tests.terraform.prepare
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/terraform tests/cloud
 
 lint: $(VENV)/ready-dev
@@ -63,6 +64,7 @@ crds: $(VENV)/ready
 # An API server and kubectl, found on this machine or built from pinned Go modules: minutes, once.
 tools: $(VENV)/ready-dev
 	$(BIN)/python -m tests.tools $(TOOLS)
+	$(BIN)/python -m tests.terraform.prepare
 
 envtest: packages-tests tools
 	$(BIN)/python -m pytest tests/cluster
