@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from cloud.aws import Credentials, sign
+from gateway.cloud.aws import Credentials, sign
 
 KEYS = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
 NOON = datetime(2015, 8, 30, 12, 36, tzinfo=UTC)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud import secrets
-from cloud.http import CloudError
+from gateway.cloud import secrets
+from gateway.cloud.http import CloudError
 from tests.cloud.clouds import Answer, Question, aws, serving
 
 KEY = "b64b64b64b64b64b64b64b64b64b64b64b64b64b64b6="
@@ -71,7 +71,7 @@ def test_a_secret_becomes_a_file(
         env = {key: value.format(cloud.url, host=host) for key, value in variables.items()}
         file, config = tmp_path / "run" / "peer.key", tmp_path / "cloud.yaml"
         config.write_text(json.dumps({"secrets": {str(file): name.format(cloud.url)}}))
-        words = [sys.executable, "-m", "cloud", "secrets", "--config", str(config)]
+        words = [sys.executable, "-m", "gateway.cloud", "secrets", "--config", str(config)]
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=_root())
     assert done.returncode == 0, done.stderr
     assert file.read_text() == KEY
@@ -87,7 +87,7 @@ def test_nothing_is_written_where_one_secret_is_missing(
         config = tmp_path / "cloud.yaml"
         config.write_text(json.dumps({"secrets": files}))
         env = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": cloud.url, "AWS_ENDPOINT_URL_SECRETS_MANAGER": cloud.url}
-        words = [sys.executable, "-m", "cloud", "secrets", "--config", str(config)]
+        words = [sys.executable, "-m", "gateway.cloud", "secrets", "--config", str(config)]
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=_root())
     assert done.returncode == 1
     assert "says 400: ResourceNotFoundException" in done.stderr

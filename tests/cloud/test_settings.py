@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud import settings
-from cloud.take_over import Gateway
+from gateway.cloud import settings
+from gateway.cloud.take_over import Gateway
 
 WHOLE = """
 secrets: {/run/skouter-cloud/peer.key: "projects/example/secrets/peer/versions/latest"}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud import take_over
-from cloud.http import CloudError
-from cloud.take_over import PATIENCE, RENEWAL, Gateway, Watch
+from gateway.cloud import take_over
+from gateway.cloud.http import CloudError
+from gateway.cloud.take_over import PATIENCE, RENEWAL, Gateway, Watch
 from tests.cloud.clouds import Answer, Question, aws, serving
 
 GATEWAYS = [Gateway(f"eni-{n}", f"127.0.0.{n}", (f"rtb-{n}",), ("0.0.0.0/0",)) for n in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""`python -m cloud secrets`: fetches what cloud.yaml names. `python -m cloud take-over`: goes on for ever."""
+"""`python -m gateway.cloud secrets` fetches what cloud.yaml names; `.. take-over` goes on for ever."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cloud import secrets, settings, take_over
-from cloud.http import CloudError
+from gateway.cloud import secrets, settings, take_over
+from gateway.cloud.http import CloudError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cloud", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gateway.cloud", description=__doc__)
     parser.add_argument("job", choices=["secrets", "take-over"])
     parser.add_argument("--config", type=Path, default=Path("/etc/skouter/cloud.yaml"))
     arguments = parser.parse_args()

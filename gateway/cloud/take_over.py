@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cloud import aws
-from cloud.http import CloudError, ask
+from gateway.cloud import aws
+from gateway.cloud.http import CloudError, ask
 
 PACE = 2.0  # seconds between two rounds
 PROMPT = 1.0  # seconds in which a gateway that is ready says so

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from cloud.take_over import Gateway
+from gateway.cloud.take_over import Gateway
 
 _TEXT = {"type": "string", "minLength": 1}
 _TEXTS = {"type": "array", "items": _TEXT}

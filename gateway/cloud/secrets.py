@@ -12,8 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from cloud import aws
-from cloud.http import CloudError, ask
+from gateway.cloud import aws
+from gateway.cloud.http import CloudError, ask
 
 AWS = re.compile(r"arn:[\w-]+:secretsmanager:[\w-]+:\d+:secret:.+")
 GOOGLE = re.compile(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+")

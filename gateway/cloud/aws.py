@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode, urlsplit
 
-from cloud.http import CloudError, ask
+from gateway.cloud.http import CloudError, ask
 
 EC2_VERSION = "2016-11-15"
 
