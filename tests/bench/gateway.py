@@ -132,14 +132,8 @@ class Bench:
         self.take(arm)
         url = f"https://{NAME}:{rivals.HTTPS}/{MEGABYTES}"
         proxy = ("-x", f"http://{self.arms[arm].inside4}:3128") if arm == CONNECT else ()
-        words = (
-            "--resolve",
-            f"{NAME}:{rivals.HTTPS}:{ADDRESS}",
-            "-sSko",
-            "/dev/null",
-            "-w",
-            "%{speed_download}",
-        )
+        known = ("--resolve", f"{NAME}:{rivals.HTTPS}:{ADDRESS}")
+        words = (*known, "-sSko", "/dev/null", "-w", "%{speed_download}")
         return float(self._vm("curl", *words, *proxy, url))
 
     def tunnel(self, arm: str) -> float:
@@ -189,14 +183,9 @@ def rows_of(bench: Bench) -> list[tuple[str, str, str, str]]:
         witness = f"{_human(found[SKOUTER][1])} / {_human(found[arm][1])}"
         rows.append((f"HTTPS download, skouter / {arm}", figure, f"{witness} bytes/s", "at least 5"))
     found = ratios(bench.tunnel, (SKOUTER, CONNECT), SKOUTER)
-    rows.append(
-        (
-            f"the same without encryption, skouter / {CONNECT}",
-            f"{1 / found[CONNECT][0]:.1f}",
-            f"{_human(found[SKOUTER][1])} / {_human(found[CONNECT][1])} bytes/s",
-            "at least 5",
-        )
-    )
+    figure = f"{1 / found[CONNECT][0]:.1f}"
+    witness = f"{_human(found[SKOUTER][1])} / {_human(found[CONNECT][1])} bytes/s"
+    rows.append((f"the same without encryption, skouter / {CONNECT}", figure, witness, "at least 5"))
     for title, name, limit in (("fresh names", "f{}.example.com", FRESH), ("a name of TTL 1", SHORT, KEPT)):
         say(title)
         for arm in (SKOUTER, DNSMASQ, TIMED):
@@ -209,13 +198,10 @@ def rows_of(bench: Bench) -> list[tuple[str, str, str, str]]:
 
 
 def _human(figure: float) -> str:
-    return (
-        f"{figure / 1e9:.2f} G"
-        if figure > 1e9
-        else f"{figure / 1e6:.0f} M"
-        if figure > 1e6
-        else f"{figure:.0f}"
-    )
+    for unit, letter in ((1e9, " G"), (1e6, " M")):
+        if figure > unit:
+            return f"{figure / unit:.2f}{letter}"
+    return f"{figure:.0f}"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Downloads bytes that nobody encrypts, for a VM: `gateway_tunnel.py ADDRESS PORT MEGABYTES [PROXY]`.
 
-By a CONNECT of the proxy at port 3128, if there is one (RFC 9110 9.3.6). Prints bytes per second: what a tunnel
-for HTTPS would carry, were its ends' encryption not the slower part.
+By a CONNECT of the proxy at port 3128, if there is one (RFC 9110 9.3.6). Prints bytes per second: what a
+tunnel for HTTPS would carry, were its ends' encryption not the slower part.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tests.gateway.lab import FAR4, FAR6, FAR_MTU, PUBLIC4, PUBLIC6, VMS, ZONE, 
 from tests.gateway.measures import Witness, counted
 from tests.topology import wait_for
 
-AT_ONCE = 0.5  # seconds
+AT_ONCE = 0.9  # seconds: a lost SYN is sent again after one
 FAMILIES = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
 MEGABYTES = 64
 
