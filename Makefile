@@ -1,7 +1,7 @@
 # Everything that a fresh Debian needs is installed here; both main commands are in README.md.
 PACKAGES = python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 nftables
 LAB = unbound bind9-dnsutils curl wget procps util-linux
-TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp openssl golang-github-containers-common
+TESTS = $(LAB) musl-tools gcc libc6-dev iperf3 systemd python3-seccomp openssl golang-github-containers-common cloud-init
 
 RIVALS = dnsmasq-base squid-openssl# what the bench of gateways measures beside
 
@@ -44,7 +44,7 @@ test: packages-tests $(VENV)/ready-dev lint tools
 # With a Terraform or OpenTofu of the PATH, else with an OpenTofu that is built once: minutes. The providers' schemas
 # are fetched once, too, into /var/cache/skouter/schemas.
 test-terraform: packages-tests $(VENV)/ready-dev
-	$(BIN)/python -m tests.tools $(filter opentofu,$(TOOLS))
+	$(if $(TERRAFORM),,$(BIN)/python -m tests.tools opentofu)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/terraform tests/cloud
 
 lint: $(VENV)/ready-dev
@@ -126,7 +126,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	touch $@
 
 # apt-get runs only where something is missing, so that a machine that has it all needs no network. The lab
-# starts its own servers: those that Debian would start are kept from it.
+# starts its own servers: those that Debian would start are kept from it, and cloud-init from what it would do at boot.
 packages-run: NEEDED = $(PACKAGES)
 packages-lab: NEEDED = $(PACKAGES) $(LAB)
 packages-tests: NEEDED = $(PACKAGES) $(TESTS)
@@ -142,7 +142,8 @@ packages-run packages-lab packages-tests packages-rivals packages-matrix package
 	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; fi; \
 	apt-get update -q >/dev/null && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing >/dev/null && \
-	for s in unbound squid; do case "$$missing" in *$$s*) systemctl disable -q $$s 2>/dev/null || true;; esac; done
+	for s in unbound squid; do case "$$missing" in *$$s*) systemctl disable -q $$s 2>/dev/null || true;; esac; done; \
+	case "$$missing" in *cloud-init*) touch /etc/cloud/cloud-init.disabled;; esac
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

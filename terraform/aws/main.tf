@@ -3,11 +3,10 @@
 
 locals {
   routes = merge([
-    for zone, its in var.zones : { for table in its.route_table_ids : table => zone }
+    for zone, its in var.zones : { for name, table in its.route_table_ids : "${zone}/${name}" => { zone = zone, table = table } }
   ]...)
 
-  secrets = compact([var.kubeconfig_secret, var.peer_key_secret, var.old_peer_key_secret])
-  tags    = merge({ Name = var.name }, var.tags)
+  tags = merge({ Name = var.name }, var.tags)
 }
 
 resource "aws_network_interface" "gateway" {
@@ -23,6 +22,7 @@ resource "aws_network_interface" "gateway" {
 }
 
 resource "aws_eip" "gateway" {
+  #checkov:skip=CKV2_AWS_19:It is attached to an interface, which outlives its machine.
   for_each = var.public_addresses ? var.zones : {}
 
   domain            = "vpc"
@@ -35,17 +35,17 @@ resource "aws_eip" "gateway" {
 resource "aws_route" "ipv4" {
   for_each = local.routes
 
-  route_table_id         = each.key
+  route_table_id         = each.value.table
   destination_cidr_block = "0.0.0.0/0"
-  network_interface_id   = aws_network_interface.gateway[each.value].id
+  network_interface_id   = aws_network_interface.gateway[each.value.zone].id
 }
 
 resource "aws_route" "ipv6" {
   for_each = var.ipv6 ? local.routes : {}
 
-  route_table_id              = each.key
+  route_table_id              = each.value.table
   destination_ipv6_cidr_block = "::/0"
-  network_interface_id        = aws_network_interface.gateway[each.value].id
+  network_interface_id        = aws_network_interface.gateway[each.value.zone].id
 }
 
 resource "aws_vpc_dhcp_options" "gateway" {
@@ -70,26 +70,24 @@ resource "aws_vpc_dhcp_options_association" "gateway" {
 module "boot" {
   source = "../boot"
 
-  clients             = var.clients
-  unselected          = var.unselected
-  policies            = var.policies
-  kubeconfig_secret   = var.kubeconfig_secret
-  peer_key_secret     = var.peer_key_secret
-  old_peer_key_secret = var.old_peer_key_secret
-  peers               = [for zone in sort(keys(var.zones)) : aws_network_interface.gateway[zone].private_ip]
-  dns                 = var.dns
-  own_resolvers       = ["169.254.169.253"]
-  health_port         = var.health_port
-  drain_seconds       = var.drain_seconds
-  conntrack           = var.conntrack
-  agent               = var.agent
-  take_over = !var.take_over ? null : {
+  clients       = var.clients
+  unselected    = var.unselected
+  policies      = var.policies
+  secrets       = var.secrets
+  peers         = [for zone in sort(keys(var.zones)) : aws_network_interface.gateway[zone].private_ip]
+  dns           = var.dns
+  own_resolvers = ["169.254.169.253"]
+  health_port   = var.health_port
+  drain_seconds = var.drain_seconds
+  conntrack     = var.conntrack
+  agent         = var.agent
+  routes_to_take_over = !var.take_over ? null : {
     port = var.health_port
     gateways = [
       for zone, its in var.zones : {
         interface    = aws_network_interface.gateway[zone].id
         address      = aws_network_interface.gateway[zone].private_ip
-        routeTables  = sort(its.route_table_ids)
+        routeTables  = values(its.route_table_ids)
         destinations = concat(["0.0.0.0/0"], var.ipv6 ? ["::/0"] : [])
       }
     ]
@@ -146,7 +144,7 @@ resource "aws_launch_template" "gateway" {
   lifecycle {
     precondition {
       condition     = length(base64gzip(module.boot.document)) * 3 / 4 <= 16384
-      error_message = "The policies do not fit into user data (16 KiB, compressed): use kubeconfig_secret, or fewer of them."
+      error_message = "The policies do not fit into user data (16 KiB, compressed): use a kubeconfig, or fewer of them."
     }
   }
 }

@@ -20,7 +20,7 @@ resource "aws_vpc_security_group_ingress_rule" "clients" {
 }
 
 resource "aws_vpc_security_group_ingress_rule" "peers" {
-  for_each = var.peer_key_secret == null ? {} : { udp = 7946 }
+  for_each = contains(keys(var.secrets), "peer_key") ? { udp = 7946 } : {}
 
   security_group_id            = aws_security_group.gateway.id
   description                  = "Gateways among themselves"
@@ -124,10 +124,10 @@ locals {
 
   rights = {
     secrets = concat(
-      length(local.secrets) == 0 ? [] : [{
+      length(var.secrets) == 0 ? [] : [{
         Effect   = "Allow"
         Action   = ["secretsmanager:GetSecretValue"]
-        Resource = local.secrets
+        Resource = values(var.secrets)
       }],
       var.secrets_kms_key == null ? [] : [{
         Effect   = "Allow"
@@ -138,7 +138,7 @@ locals {
     routes = !var.take_over ? [] : [{
       Effect   = "Allow"
       Action   = ["ec2:ReplaceRoute"]
-      Resource = [for table in sort(keys(local.routes)) : "${local.tables}/${table}"]
+      Resource = [for route in values(local.routes) : "${local.tables}/${route.table}"]
     }]
   }
 }

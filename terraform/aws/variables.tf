@@ -24,10 +24,10 @@ variable "vpc_id" {
 }
 
 variable "zones" {
-  description = "A gateway for each availability zone (eu-central-1a): the subnet that it stands in, which has a way out, and the route tables that lead their default routes to it. private_ip is chosen by AWS where it is not given, and stays."
+  description = "A gateway for each availability zone (eu-central-1a): the subnet that it stands in, which has a way out, and the route tables that lead their default routes to it, by any names, since ids may be known only later. private_ip is chosen by AWS where it is not given, and stays."
   type = map(object({
     subnet_id       = string
-    route_table_ids = set(string)
+    route_table_ids = map(string)
     private_ip      = optional(string)
   }))
   nullable = false
@@ -45,12 +45,8 @@ variable "zones" {
     error_message = "zones: subnet_id is the id of a subnet, such as subnet-0123456789abcdef0."
   }
   validation {
-    condition     = alltrue([for zone in var.zones : alltrue([for id in zone.route_table_ids : startswith(id, "rtb-")])])
+    condition     = alltrue([for zone in var.zones : alltrue([for id in values(zone.route_table_ids) : startswith(id, "rtb-")])])
     error_message = "zones: route_table_ids are ids of route tables, such as rtb-0123456789abcdef0."
-  }
-  validation {
-    condition     = length(flatten([for zone in var.zones : tolist(zone.route_table_ids)])) == length(toset(flatten([for zone in var.zones : tolist(zone.route_table_ids)])))
-    error_message = "zones: a route table leads to one gateway only, and is named by two zones."
   }
 }
 
@@ -102,41 +98,24 @@ variable "unselected" {
 }
 
 variable "policies" {
-  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with kubeconfig_secret."
+  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with a kubeconfig among the secrets."
   type        = string
   default     = null
 }
 
-variable "kubeconfig_secret" {
-  description = "ARN of the secret (Secrets Manager) that holds a kubeconfig: the policies are then those of that API server."
-  type        = string
-  default     = null
+variable "secrets" {
+  description = "Which secrets of Secrets Manager the machines read, by their ARNs: peer_key, which gateways share (skouter gateway --make-key; without it they tell each other nothing), old_peer_key, which is accepted too while keys change, and kubeconfig: the policies are then those of that API server. Only the references are known here."
+  type        = map(string)
+  default     = {}
+  nullable    = false
 
   validation {
-    condition     = var.kubeconfig_secret == null || can(regex("^arn:[^:]+:secretsmanager:[^:]+:[0-9]+:secret:.+$", var.kubeconfig_secret))
-    error_message = "kubeconfig_secret: write the ARN of a secret of Secrets Manager."
+    condition     = length(setsubtract(keys(var.secrets), ["kubeconfig", "peer_key", "old_peer_key"])) == 0
+    error_message = "secrets: their keys are kubeconfig, peer_key and old_peer_key."
   }
-}
-
-variable "peer_key_secret" {
-  description = "ARN of the secret (Secrets Manager) that holds the key that gateways share (skouter gateway --make-key). Without it they tell each other nothing."
-  type        = string
-  default     = null
-
   validation {
-    condition     = var.peer_key_secret == null || can(regex("^arn:[^:]+:secretsmanager:[^:]+:[0-9]+:secret:.+$", var.peer_key_secret))
-    error_message = "peer_key_secret: write the ARN of a secret of Secrets Manager, not the key."
-  }
-}
-
-variable "old_peer_key_secret" {
-  description = "ARN of the secret that holds the key before: it is accepted too, while keys change."
-  type        = string
-  default     = null
-
-  validation {
-    condition     = var.old_peer_key_secret == null || can(regex("^arn:[^:]+:secretsmanager:[^:]+:[0-9]+:secret:.+$", var.old_peer_key_secret))
-    error_message = "old_peer_key_secret: write the ARN of a secret of Secrets Manager, not the key."
+    condition     = alltrue([for secret in values(var.secrets) : can(regex("^arn:[^:]+:secretsmanager:[^:]+:[0-9]+:secret:.+$", secret))])
+    error_message = "secrets: write ARNs of secrets of Secrets Manager, not what they hold."
   }
 }
 

@@ -9,11 +9,7 @@ locals {
 
   # /subscriptions/../resourceGroups/../providers/Microsoft.KeyVault/vaults/../secrets/..
   secrets = {
-    for name, id in {
-      kubeconfig   = var.kubeconfig_secret
-      peer_key     = var.peer_key_secret
-      old_peer_key = var.old_peer_key_secret
-    } : name => "https://${split("/", id)[8]}.vault.azure.net/secrets/${split("/", id)[10]}" if id != null
+    for name, id in var.secrets : name => "https://${split("/", id)[8]}.vault.azure.net/secrets/${split("/", id)[10]}"
   }
 }
 
@@ -86,6 +82,7 @@ resource "azurerm_route" "gateway" {
 }
 
 resource "azurerm_virtual_network_dns_servers" "gateway" {
+  #checkov:skip=CKV_AZURE_182:One is enough, since several machines answer at it.
   count = var.dns_for_network ? 1 : 0
 
   virtual_network_id = local.network
@@ -99,19 +96,17 @@ resource "azurerm_virtual_network_dns_servers" "gateway" {
 module "boot" {
   source = "../boot"
 
-  clients             = var.clients
-  unselected          = var.unselected
-  policies            = var.policies
-  kubeconfig_secret   = lookup(local.secrets, "kubeconfig", null)
-  peer_key_secret     = lookup(local.secrets, "peer_key", null)
-  old_peer_key_secret = lookup(local.secrets, "old_peer_key", null)
-  peers               = [for address in local.peers : address if address != local.address]
-  dns                 = var.dns
-  own_resolvers       = ["168.63.129.16"]
-  health_port         = var.health_port
-  drain_seconds       = var.drain_seconds
-  conntrack           = var.conntrack
-  agent               = var.agent
+  clients       = var.clients
+  unselected    = var.unselected
+  policies      = var.policies
+  secrets       = local.secrets
+  peers         = [for address in local.peers : address if address != local.address]
+  dns           = var.dns
+  own_resolvers = ["168.63.129.16"]
+  health_port   = var.health_port
+  drain_seconds = var.drain_seconds
+  conntrack     = var.conntrack
+  agent         = var.agent
 }
 
 resource "azurerm_linux_virtual_machine_scale_set" "gateway" {
@@ -192,7 +187,7 @@ resource "azurerm_linux_virtual_machine_scale_set" "gateway" {
   lifecycle {
     precondition {
       condition     = length(base64gzip(module.boot.document)) <= 65535
-      error_message = "The policies do not fit into custom data (64 KiB, compressed): use kubeconfig_secret, or fewer of them."
+      error_message = "The policies do not fit into custom data (64 KiB, compressed): use a kubeconfig, or fewer of them."
     }
   }
 

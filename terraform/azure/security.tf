@@ -8,13 +8,7 @@ resource "azurerm_user_assigned_identity" "gateway" {
 }
 
 resource "azurerm_role_assignment" "gateway" {
-  for_each = {
-    for name, id in {
-      kubeconfig   = var.kubeconfig_secret
-      peer_key     = var.peer_key_secret
-      old_peer_key = var.old_peer_key_secret
-    } : name => id if id != null
-  }
+  for_each = var.secrets
 
   scope                = each.value
   role_definition_name = "Key Vault Secrets User"
@@ -36,7 +30,7 @@ locals {
       clients    = { priority = 100, access = "Allow", from = var.clients, tag = null, protocol = "*", port = "*" }
       probes     = { priority = 110, access = "Allow", from = [], tag = "AzureLoadBalancer", protocol = "Tcp", port = tostring(var.health_port) }
       health     = { priority = 120, access = "Allow", from = var.health_clients, tag = null, protocol = "Tcp", port = tostring(var.health_port) }
-      peers      = { priority = 130, access = "Allow", from = var.peer_key_secret == null ? [] : [var.subnet_cidr], tag = null, protocol = "Udp", port = "7946" }
+      peers      = { priority = 130, access = "Allow", from = contains(keys(var.secrets), "peer_key") ? [var.subnet_cidr] : [], tag = null, protocol = "Udp", port = "7946" }
       all_others = { priority = 4096, access = "Deny", from = [], tag = "*", protocol = "*", port = "*" }
     } : name => rule if rule.tag != null || length(rule.from) > 0
   }

@@ -116,41 +116,24 @@ variable "unselected" {
 }
 
 variable "policies" {
-  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with kubeconfig_secret."
+  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with a kubeconfig among the secrets."
   type        = string
   default     = null
 }
 
-variable "kubeconfig_secret" {
-  description = "Which secret of Key Vault (its versionless resource id) holds a kubeconfig: the policies are then those of that API server."
-  type        = string
-  default     = null
+variable "secrets" {
+  description = "Which secrets of Key Vault the machines read, by their versionless resource ids: peer_key, which gateways share (skouter gateway --make-key; without it they tell each other nothing), old_peer_key, which is accepted too while keys change, and kubeconfig: the policies are then those of that API server. Only the references are known here."
+  type        = map(string)
+  default     = {}
+  nullable    = false
 
   validation {
-    condition     = var.kubeconfig_secret == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.KeyVault/vaults/[^/]+/secrets/[^/]+$", var.kubeconfig_secret))
-    error_message = "kubeconfig_secret: write the versionless resource id of a secret of Key Vault."
+    condition     = length(setsubtract(keys(var.secrets), ["kubeconfig", "peer_key", "old_peer_key"])) == 0
+    error_message = "secrets: their keys are kubeconfig, peer_key and old_peer_key."
   }
-}
-
-variable "peer_key_secret" {
-  description = "Which secret of Key Vault (its versionless resource id) holds the key that gateways share (skouter gateway --make-key). Without it they tell each other nothing."
-  type        = string
-  default     = null
-
   validation {
-    condition     = var.peer_key_secret == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.KeyVault/vaults/[^/]+/secrets/[^/]+$", var.peer_key_secret))
-    error_message = "peer_key_secret: write the versionless resource id of a secret of Key Vault, not the key."
-  }
-}
-
-variable "old_peer_key_secret" {
-  description = "Which secret (its versionless resource id) holds the key before: it is accepted too, while keys change."
-  type        = string
-  default     = null
-
-  validation {
-    condition     = var.old_peer_key_secret == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.KeyVault/vaults/[^/]+/secrets/[^/]+$", var.old_peer_key_secret))
-    error_message = "old_peer_key_secret: write the versionless resource id of a secret of Key Vault, not the key."
+    condition     = alltrue([for secret in values(var.secrets) : can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.KeyVault/vaults/[^/]+/secrets/[^/]+$", secret))])
+    error_message = "secrets: write versionless resource ids of secrets of Key Vault, not what they hold."
   }
 }
 
@@ -253,9 +236,9 @@ variable "disk_encryption_set_id" {
 }
 
 variable "encryption_at_host" {
-  description = "Whether the host encrypts temporary disks and caches too; the subscription has to have this feature."
+  description = "Whether the host encrypts temporary disks and caches too; false where the subscription does not have this feature."
   type        = bool
-  default     = false
+  default     = true
   nullable    = false
 }
 

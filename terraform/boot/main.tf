@@ -4,20 +4,19 @@
 locals {
   run = "/run/skouter-cloud" # in memory: secrets are never on a disk
 
-  secrets = {
-    for file, secret in {
-      "kubeconfig"   = var.kubeconfig_secret
-      "peer.key"     = var.peer_key_secret
-      "peer.old.key" = var.old_peer_key_secret
-    } : "${local.run}/${file}" => secret if secret != null
+  paths = {
+    kubeconfig   = "${local.run}/kubeconfig"
+    peer_key     = "${local.run}/peer.key"
+    old_peer_key = "${local.run}/peer.old.key"
   }
+  has = { for secret, path in local.paths : secret => contains(keys(var.secrets), secret) }
 
   # What is null is left out below.
-  peers = var.peer_key_secret == null ? null : {
+  peers = !local.has.peer_key ? null : {
     listen     = "[::]:7946"
     members    = var.peers
-    keyFile    = "${local.run}/peer.key"
-    oldKeyFile = var.old_peer_key_secret == null ? null : "${local.run}/peer.old.key"
+    keyFile    = local.paths.peer_key
+    oldKeyFile = local.has.old_peer_key ? local.paths.old_peer_key : null
   }
 
   dns = {
@@ -31,20 +30,20 @@ locals {
     unselected   = var.unselected
     snat         = var.snat
     dns          = { for key, value in local.dns : key => value if value != null }
-    health       = { address = "::", port = var.health_port }
+    health       = { port = var.health_port }
     drainSeconds = var.drain_seconds
     conntrack    = var.conntrack
     policies     = var.policies == null ? null : "/etc/skouter/policies"
-    kubernetes   = var.kubeconfig_secret == null ? null : { kubeconfig = "${local.run}/kubeconfig" }
+    kubernetes   = local.has.kubeconfig ? { kubeconfig = local.paths.kubeconfig } : null
     peers        = local.peers == null ? null : { for key, value in local.peers : key => value if value != null }
   }
 
   cloud = {
-    secrets  = length(local.secrets) == 0 ? null : local.secrets
-    takeOver = var.take_over
+    secrets  = length(var.secrets) == 0 ? null : { for secret, name in var.secrets : local.paths[secret] => name }
+    takeOver = var.routes_to_take_over
   }
 
-  asks_cloud = anytrue([for value in values(local.cloud) : value != null])
+  asks_cloud = length(var.secrets) > 0 || var.routes_to_take_over != null
 
   documents = var.policies == null ? {} : {
     for name in fileset(var.policies, "*.yaml") : "/etc/skouter/policies/${name}" => file("${var.policies}/${name}")
@@ -60,9 +59,9 @@ locals {
   files = merge(local.documents, { for path, text in local.settings : path => text if text != null })
 
   units = concat(
-    length(local.secrets) == 0 ? [] : ["skouter-secrets.service"],
+    length(var.secrets) == 0 ? [] : ["skouter-secrets.service"],
     ["skouter-resolver.service", "skouter-gateway.service"],
-    var.take_over == null ? [] : ["skouter-take-over.service"],
+    var.routes_to_take_over == null ? [] : ["skouter-take-over.service"],
   )
 
   document = {

@@ -26,13 +26,13 @@ variable "unselected" {
 }
 
 variable "policies" {
-  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with kubeconfig_secret."
+  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with a kubeconfig among the secrets."
   type        = string
   default     = null
 
   validation {
-    condition     = (var.policies == null) != (var.kubeconfig_secret == null)
-    error_message = "policies: name a folder of documents, or a kubeconfig_secret, and not both."
+    condition     = (var.policies == null) == contains(keys(var.secrets), "kubeconfig")
+    error_message = "policies: name a folder of documents, or a kubeconfig among the secrets, and not both."
   }
   validation {
     condition     = var.policies == null || length(fileset(coalesce(var.policies, "."), "*.yaml")) > 0
@@ -40,26 +40,19 @@ variable "policies" {
   }
 }
 
-variable "kubeconfig_secret" {
-  description = "Which secret of the cloud's store holds a kubeconfig: the policies are then those of that API server. Only the reference is known here."
-  type        = string
-  default     = null
-}
-
-variable "peer_key_secret" {
-  description = "Which secret of the cloud's store holds the key that gateways share (skouter gateway --make-key). Without it they tell each other nothing. Only the reference is known here."
-  type        = string
-  default     = null
-}
-
-variable "old_peer_key_secret" {
-  description = "Which secret holds the key before: it is accepted too, while keys change."
-  type        = string
-  default     = null
+variable "secrets" {
+  description = "Which secrets of the cloud's store the machines read, by the names that the store knows: peer_key, which gateways share (skouter gateway --make-key; without it they tell each other nothing), old_peer_key, which is accepted too while keys change, and kubeconfig: the policies are then those of that API server. Only the references are known here."
+  type        = map(string)
+  default     = {}
+  nullable    = false
 
   validation {
-    condition     = var.old_peer_key_secret == null || var.peer_key_secret != null
-    error_message = "old_peer_key_secret: needs a peer_key_secret beside it."
+    condition     = length(setsubtract(keys(var.secrets), ["kubeconfig", "peer_key", "old_peer_key"])) == 0
+    error_message = "secrets: their keys are kubeconfig, peer_key and old_peer_key."
+  }
+  validation {
+    condition     = !contains(keys(var.secrets), "old_peer_key") || contains(keys(var.secrets), "peer_key")
+    error_message = "secrets: an old_peer_key needs a peer_key beside it."
   }
 }
 
@@ -159,7 +152,7 @@ variable "agent" {
   }
 }
 
-variable "take_over" {
+variable "routes_to_take_over" {
   description = "What a gateway does about the routes of one that is not ready: a document for the cloud's part of Skouter, or null for nothing."
   type        = any
   default     = null

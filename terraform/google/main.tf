@@ -80,22 +80,21 @@ resource "google_compute_route" "gateway" {
 module "boot" {
   source = "../boot"
 
-  clients             = var.clients
-  unselected          = var.unselected
-  policies            = var.policies
-  kubeconfig_secret   = var.kubeconfig_secret == null ? null : "${var.kubeconfig_secret}/versions/latest"
-  peer_key_secret     = var.peer_key_secret == null ? null : "${var.peer_key_secret}/versions/latest"
-  old_peer_key_secret = var.old_peer_key_secret == null ? null : "${var.old_peer_key_secret}/versions/latest"
-  peers               = local.peers
-  dns                 = var.dns
-  own_resolvers       = ["169.254.169.254"]
-  health_port         = var.health_port
-  drain_seconds       = var.drain_seconds
-  conntrack           = var.conntrack
-  agent               = var.agent
+  clients       = var.clients
+  unselected    = var.unselected
+  policies      = var.policies
+  secrets       = { for key, name in var.secrets : key => "${name}/versions/latest" }
+  peers         = local.peers
+  dns           = var.dns
+  own_resolvers = ["169.254.169.254"]
+  health_port   = var.health_port
+  drain_seconds = var.drain_seconds
+  conntrack     = var.conntrack
+  agent         = var.agent
 }
 
 resource "google_compute_instance_template" "gateway" {
+  #checkov:skip=CKV_GCP_36:Forwarding is what it is for.
   project        = var.project
   name_prefix    = "${var.name}-"
   region         = var.region
@@ -146,7 +145,7 @@ resource "google_compute_instance_template" "gateway" {
 
     precondition {
       condition     = length(module.boot.document) <= 262144
-      error_message = "The policies do not fit into a metadata value (256 KiB): use kubeconfig_secret, or fewer of them."
+      error_message = "The policies do not fit into a metadata value (256 KiB): use a kubeconfig, or fewer of them."
     }
   }
 }

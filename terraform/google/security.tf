@@ -7,13 +7,7 @@ resource "google_service_account" "gateway" {
 }
 
 resource "google_secret_manager_secret_iam_member" "gateway" {
-  for_each = {
-    for name, secret in {
-      kubeconfig   = var.kubeconfig_secret
-      peer_key     = var.peer_key_secret
-      old_peer_key = var.old_peer_key_secret
-    } : name => secret if secret != null
-  }
+  for_each = var.secrets
 
   secret_id = each.value
   role      = "roles/secretmanager.secretAccessor"
@@ -49,7 +43,7 @@ resource "google_compute_firewall" "health" {
 }
 
 resource "google_compute_firewall" "peers" {
-  count = var.peer_key_secret == null ? 0 : 1
+  count = contains(keys(var.secrets), "peer_key") ? 1 : 0
 
   project                 = var.project
   name                    = "${var.name}-peers"

@@ -124,41 +124,24 @@ variable "unselected" {
 }
 
 variable "policies" {
-  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with kubeconfig_secret."
+  description = "A folder of Egress, ClusterEgress and ExternalWorkload documents (*.yaml), which are copied to the machines. Exclusive with a kubeconfig among the secrets."
   type        = string
   default     = null
 }
 
-variable "kubeconfig_secret" {
-  description = "Which secret of Secret Manager (projects/PROJECT/secrets/NAME) holds a kubeconfig: the policies are then those of that API server."
-  type        = string
-  default     = null
+variable "secrets" {
+  description = "Which secrets of Secret Manager the machines read, by their ids (projects/PROJECT/secrets/NAME): peer_key, which gateways share (skouter gateway --make-key; without it they tell each other nothing), old_peer_key, which is accepted too while keys change, and kubeconfig: the policies are then those of that API server. Only the references are known here."
+  type        = map(string)
+  default     = {}
+  nullable    = false
 
   validation {
-    condition     = var.kubeconfig_secret == null || can(regex("^projects/[^/]+/secrets/[^/]+$", var.kubeconfig_secret))
-    error_message = "kubeconfig_secret: write projects/PROJECT/secrets/NAME."
+    condition     = length(setsubtract(keys(var.secrets), ["kubeconfig", "peer_key", "old_peer_key"])) == 0
+    error_message = "secrets: their keys are kubeconfig, peer_key and old_peer_key."
   }
-}
-
-variable "peer_key_secret" {
-  description = "Which secret of Secret Manager (projects/PROJECT/secrets/NAME) holds the key that gateways share (skouter gateway --make-key). Without it they tell each other nothing."
-  type        = string
-  default     = null
-
   validation {
-    condition     = var.peer_key_secret == null || can(regex("^projects/[^/]+/secrets/[^/]+$", var.peer_key_secret))
-    error_message = "peer_key_secret: write projects/PROJECT/secrets/NAME, not the key."
-  }
-}
-
-variable "old_peer_key_secret" {
-  description = "Which secret (projects/PROJECT/secrets/NAME) holds the key before: it is accepted too, while keys change."
-  type        = string
-  default     = null
-
-  validation {
-    condition     = var.old_peer_key_secret == null || can(regex("^projects/[^/]+/secrets/[^/]+$", var.old_peer_key_secret))
-    error_message = "old_peer_key_secret: write projects/PROJECT/secrets/NAME, not the key."
+    condition     = alltrue([for secret in values(var.secrets) : can(regex("^projects/[^/]+/secrets/[^/]+$", secret))])
+    error_message = "secrets: write projects/PROJECT/secrets/NAME, not what it holds."
   }
 }
 

@@ -8,7 +8,7 @@ import pytest
 from tests.terraform import schemas
 from tests.terraform.harness import MODULES, ROOT, Terraform, version
 
-FOLDERS = [ROOT / "terraform" / name for name in MODULES]
+EXAMPLES = ("examples/aws", "examples/google", "examples/azure")
 
 
 def test_it_is_new_enough(terraform: Terraform) -> None:
@@ -20,8 +20,9 @@ def test_everything_is_formatted(terraform: Terraform) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_module_is_valid_and_passes_its_tests(terraform: Terraform, folder: Path) -> None:
+@pytest.mark.parametrize("name", [*MODULES, *EXAMPLES])
+def test_a_module_is_valid_and_passes_its_tests(terraform: Terraform, name: str) -> None:
+    folder = ROOT / "terraform" / name
     terraform.init(folder)
     done = terraform.run(folder, "validate", "-no-color")
     assert done.returncode == 0, done.stdout + done.stderr

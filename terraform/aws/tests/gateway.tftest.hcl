@@ -18,12 +18,12 @@ mock_provider "aws" {
 variables {
   vpc_id = "vpc-0123456789abcdef0"
   zones = {
-    eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = ["rtb-0a", "rtb-1a"] }
-    eu-central-1b = { subnet_id = "subnet-0b", route_table_ids = ["rtb-0b"], private_ip = "10.0.1.5" }
+    eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = { one = "rtb-0a", other = "rtb-1a" } }
+    eu-central-1b = { subnet_id = "subnet-0b", route_table_ids = { one = "rtb-0b" }, private_ip = "10.0.1.5" }
   }
-  clients         = ["10.20.0.0/16", "fd00:20::/64"]
-  policies        = "../../deploy/examples"
-  peer_key_secret = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:peer-AbCdEf"
+  clients  = ["10.20.0.0/16", "fd00:20::/64"]
+  policies = "../../deploy/examples"
+  secrets  = { peer_key = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:peer-AbCdEf" }
 }
 
 run "as_it_comes" {
@@ -32,7 +32,7 @@ run "as_it_comes" {
     error_message = "An interface drops what it is to forward."
   }
   assert {
-    condition     = alltrue([for table, zone in { rtb-0a = "eu-central-1a", rtb-1a = "eu-central-1a", rtb-0b = "eu-central-1b" } : aws_route.ipv4[table].network_interface_id == aws_network_interface.gateway[zone].id])
+    condition     = alltrue([for route, table in { "eu-central-1a/one" = "rtb-0a", "eu-central-1a/other" = "rtb-1a", "eu-central-1b/one" = "rtb-0b" } : aws_route.ipv4[route].route_table_id == table && aws_route.ipv4[route].network_interface_id == aws_network_interface.gateway[split("/", route)[0]].id])
     error_message = "A route leads to another zone's interface."
   }
   assert {
@@ -80,20 +80,20 @@ run "as_it_comes" {
     error_message = "Health is told to strangers."
   }
   assert {
-    condition     = keys(aws_iam_role_policy.gateway) == ["secrets"] && jsondecode(aws_iam_role_policy.gateway["secrets"].policy).Statement == [{ Effect = "Allow", Action = ["secretsmanager:GetSecretValue"], Resource = [var.peer_key_secret] }]
+    condition     = keys(aws_iam_role_policy.gateway) == ["secrets"] && jsondecode(aws_iam_role_policy.gateway["secrets"].policy).Statement == [{ Effect = "Allow", Action = ["secretsmanager:GetSecretValue"], Resource = [for secret in values(var.secrets) : secret] }]
     error_message = "The machines may do more than read this one secret."
   }
 }
 
 run "everything" {
   variables {
-    ipv6                = true
-    dns_for_network     = true
-    take_over           = true
-    health_clients      = ["10.9.0.0/24"]
-    old_peer_key_secret = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:old-AbCdEf"
-    secrets_kms_key     = "arn:aws:kms:eu-central-1:123456789012:key/1"
-    replace_at_once     = true
+    ipv6            = true
+    dns_for_network = true
+    take_over       = true
+    health_clients  = ["10.9.0.0/24"]
+    secrets         = { peer_key = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:peer-AbCdEf", old_peer_key = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:old-AbCdEf" }
+    secrets_kms_key = "arn:aws:kms:eu-central-1:123456789012:key/1"
+    replace_at_once = true
   }
   assert {
     condition     = alltrue([for table, route in aws_route.ipv6 : route.destination_ipv6_cidr_block == "::/0" && route.network_interface_id == aws_route.ipv4[table].network_interface_id]) && length(aws_route.ipv6) == 3
@@ -104,11 +104,11 @@ run "everything" {
     error_message = "DHCP names other DNS servers than the gateways."
   }
   assert {
-    condition     = jsondecode(aws_iam_role_policy.gateway["routes"].policy).Statement[0].Resource == [for table in ["rtb-0a", "rtb-0b", "rtb-1a"] : "arn:aws:ec2:eu-central-1:123456789012:route-table/${table}"]
+    condition     = jsondecode(aws_iam_role_policy.gateway["routes"].policy).Statement[0].Resource == [for table in ["rtb-0a", "rtb-1a", "rtb-0b"] : "arn:aws:ec2:eu-central-1:123456789012:route-table/${table}"]
     error_message = "The machines may change other route tables."
   }
   assert {
-    condition     = toset(jsondecode(aws_iam_role_policy.gateway["secrets"].policy).Statement[0].Resource) == toset([var.peer_key_secret, var.old_peer_key_secret])
+    condition     = toset(jsondecode(aws_iam_role_policy.gateway["secrets"].policy).Statement[0].Resource) == toset([var.secrets["peer_key"], var.secrets["old_peer_key"]])
     error_message = "The machines can't read both keys."
   }
   assert {
@@ -119,9 +119,9 @@ run "everything" {
 
 run "one_zone_without_addresses" {
   variables {
-    zones            = { eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = ["rtb-0a"] } }
+    zones            = { eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = { one = "rtb-0a" } } }
     public_addresses = false
-    peer_key_secret  = null
+    secrets          = {}
   }
   assert {
     condition     = length(aws_eip.gateway) == 0 && length(aws_autoscaling_group.gateway) == 1 && length(aws_iam_role_policy.gateway) == 0 && length(aws_vpc_security_group_ingress_rule.peers) == 0

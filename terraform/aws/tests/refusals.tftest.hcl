@@ -8,7 +8,7 @@ mock_provider "aws" {
 
 variables {
   vpc_id   = "vpc-0123456789abcdef0"
-  zones    = { eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = ["rtb-0a"] } }
+  zones    = { eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = { one = "rtb-0a" } } }
   clients  = ["10.20.0.0/16"]
   policies = "../../deploy/examples"
 }
@@ -33,23 +33,20 @@ run "no_zone" {
 
 run "a_region_for_a_zone" {
   command = plan
-  variables { zones = { eu-central-1 = { subnet_id = "subnet-0a", route_table_ids = [] } } }
+  variables { zones = { eu-central-1 = { subnet_id = "subnet-0a", route_table_ids = {} } } }
   expect_failures = [var.zones]
 }
 
 run "a_subnet_by_its_name" {
   command = plan
-  variables { zones = { eu-central-1a = { subnet_id = "public", route_table_ids = [] } } }
+  variables { zones = { eu-central-1a = { subnet_id = "public", route_table_ids = {} } } }
   expect_failures = [var.zones]
 }
 
-run "a_route_table_of_two_zones" {
+run "a_route_table_by_its_name" {
   command = plan
   variables {
-    zones = {
-      eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = ["rtb-0a"] }
-      eu-central-1b = { subnet_id = "subnet-0b", route_table_ids = ["rtb-0a"] }
-    }
+    zones = { eu-central-1a = { subnet_id = "subnet-0a", route_table_ids = { private = "private" } } }
   }
   expect_failures = [var.zones]
 }
@@ -58,15 +55,15 @@ run "five_dns_servers" {
   command = plan
   variables {
     dns_for_network = true
-    zones           = { for letter in ["a", "b", "c", "d", "e"] : "us-east-1${letter}" => { subnet_id = "subnet-0${letter}", route_table_ids = [] } }
+    zones           = { for letter in ["a", "b", "c", "d", "e"] : "us-east-1${letter}" => { subnet_id = "subnet-0${letter}", route_table_ids = {} } }
   }
   expect_failures = [var.dns_for_network]
 }
 
 run "a_key_instead_of_its_arn" {
   command = plan
-  variables { peer_key_secret = "c2VjcmV0" }
-  expect_failures = [var.peer_key_secret]
+  variables { secrets = { peer_key = "c2VjcmV0" } }
+  expect_failures = [var.secrets]
 }
 
 run "an_image_by_its_name" {

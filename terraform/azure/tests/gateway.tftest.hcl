@@ -10,7 +10,7 @@ variables {
   route_table_ids     = { clients = "/subscriptions/0/resourceGroups/other/providers/Microsoft.Network/routeTables/clients" }
   clients             = ["10.20.0.0/16"]
   policies            = "../../deploy/examples"
-  peer_key_secret     = "/subscriptions/0/resourceGroups/network/providers/Microsoft.KeyVault/vaults/example/secrets/peer-key"
+  secrets             = { peer_key = "/subscriptions/0/resourceGroups/network/providers/Microsoft.KeyVault/vaults/example/secrets/peer-key" }
   admin_ssh_key       = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample"
 }
 
@@ -52,7 +52,7 @@ run "as_it_comes" {
     error_message = "The gateways' subnet has no way out."
   }
   assert {
-    condition     = azurerm_role_assignment.gateway["peer_key"].scope == var.peer_key_secret && azurerm_role_assignment.gateway["peer_key"].principal_id == azurerm_user_assigned_identity.gateway.principal_id && length(azurerm_role_assignment.gateway) == 1
+    condition     = azurerm_role_assignment.gateway["peer_key"].scope == var.secrets["peer_key"] && azurerm_role_assignment.gateway["peer_key"].principal_id == azurerm_user_assigned_identity.gateway.principal_id && length(azurerm_role_assignment.gateway) == 1
     error_message = "The machines may read something else than this one secret."
   }
   assert {
@@ -103,7 +103,7 @@ run "everything" {
 run "without_peers_and_addresses" {
   variables {
     nat_addresses   = 0
-    peer_key_secret = null
+    secrets         = {}
     route_table_ids = {}
   }
   assert {

@@ -50,8 +50,8 @@ run "clients_with_ipv6" {
 
 run "a_key_instead_of_its_secret" {
   command = plan
-  variables { peer_key_secret = "c2VjcmV0" }
-  expect_failures = [var.peer_key_secret]
+  variables { secrets = { peer_key = "c2VjcmV0" } }
+  expect_failures = [var.secrets]
 }
 
 run "an_image_by_its_name" {

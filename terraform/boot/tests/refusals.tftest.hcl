@@ -31,7 +31,7 @@ run "neither_denied_nor_allowed" {
 
 run "policies_of_two_sources" {
   command = plan
-  variables { kubeconfig_secret = "arn:x" }
+  variables { secrets = { kubeconfig = "arn:x" } }
   expect_failures = [var.policies]
 }
 
@@ -49,8 +49,8 @@ run "a_folder_without_policies" {
 
 run "an_old_key_alone" {
   command = plan
-  variables { old_peer_key_secret = "arn:x" }
-  expect_failures = [var.old_peer_key_secret]
+  variables { secrets = { old_peer_key = "arn:x" } }
+  expect_failures = [var.secrets]
 }
 
 run "too_many_peers" {

@@ -7,16 +7,16 @@ mock_provider "google" {
 }
 
 variables {
-  project         = "example"
-  region          = "europe-west3"
-  zones           = ["europe-west3-a", "europe-west3-b", "europe-west3-c"]
-  network         = "projects/example/global/networks/main"
-  subnet_id       = "projects/example/regions/europe-west3/subnetworks/gateways"
-  subnet_cidr     = "10.0.0.0/28"
-  client_tags     = ["egress"]
-  clients         = ["10.20.0.0/16"]
-  policies        = "../../deploy/examples"
-  peer_key_secret = "projects/example/secrets/peer-key"
+  project     = "example"
+  region      = "europe-west3"
+  zones       = ["europe-west3-a", "europe-west3-b", "europe-west3-c"]
+  network     = "projects/example/global/networks/main"
+  subnet_id   = "projects/example/regions/europe-west3/subnetworks/gateways"
+  subnet_cidr = "10.0.0.0/28"
+  client_tags = ["egress"]
+  clients     = ["10.20.0.0/16"]
+  policies    = "../../deploy/examples"
+  secrets     = { peer_key = "projects/example/secrets/peer-key" }
 }
 
 run "as_it_comes" {
@@ -65,7 +65,7 @@ run "as_it_comes" {
     error_message = "The gateways do not try every address of their subnet."
   }
   assert {
-    condition     = google_secret_manager_secret_iam_member.gateway["peer_key"].secret_id == var.peer_key_secret && google_secret_manager_secret_iam_member.gateway["peer_key"].member == "serviceAccount:${google_service_account.gateway.email}" && length(google_secret_manager_secret_iam_member.gateway) == 1
+    condition     = google_secret_manager_secret_iam_member.gateway["peer_key"].secret_id == var.secrets["peer_key"] && google_secret_manager_secret_iam_member.gateway["peer_key"].member == "serviceAccount:${google_service_account.gateway.email}" && length(google_secret_manager_secret_iam_member.gateway) == 1
     error_message = "The machines may read something else than this one secret."
   }
   assert {
@@ -84,11 +84,11 @@ run "as_it_comes" {
 
 run "without_peers_and_addresses" {
   variables {
-    nat_addresses   = 0
-    peer_key_secret = null
-    zones           = ["europe-west3-a"]
-    health_clients  = ["10.9.0.0/24"]
-    disk_kms_key    = "projects/example/locations/europe-west3/keyRings/x/cryptoKeys/y"
+    nat_addresses  = 0
+    secrets        = {}
+    zones          = ["europe-west3-a"]
+    health_clients = ["10.9.0.0/24"]
+    disk_kms_key   = "projects/example/locations/europe-west3/keyRings/x/cryptoKeys/y"
   }
   assert {
     condition     = length(google_compute_router_nat.gateway) + length(google_compute_router.gateway) + length(google_compute_address.outside) + length(google_compute_firewall.peers) == 0
