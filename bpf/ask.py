@@ -100,7 +100,12 @@ class Door:
             "DNS_PORT"
         ):
             return True
-        key = (pack_address(asker.server), int(row.policy), asker.server_port.to_bytes(2, "big"))
+        server = pack_address(asker.server)
+        if asker.workload >> contract().constant("MACHINE_BIT") and self.datapath["own"].get(
+            (server, int(row.home))
+        ):
+            return True
+        key = (server, int(row.policy), asker.server_port.to_bytes(2, "big"))
         return self.datapath["resolvers"].get(key) is not None
 
     def may_ask(self, asker: Asker, message: bytes) -> bool:

@@ -27,6 +27,7 @@ struct settings {
 	__u32 mark_mask;          /* all of it: what a gateway has admitted */
 	__u32 hold_back;          /* of gateways: milliseconds for which peers are waited for; 0: there are none */
 	__u32 pick_up;            /* of gateways, not 0: a connection that began elsewhere goes on here */
+	__u32 dns_port;           /* of gateways: where their DNS server is, behind port 53; 0: there itself */
 };
 
 struct policy {

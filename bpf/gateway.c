@@ -61,6 +61,15 @@ static __always_inline int is_to_server(const struct subject *who, const struct 
 	return local && trusts(who, p);
 }
 
+/* To that server by the port where it really is: nobody would read the question. */
+static __always_inline int is_behind(const struct packet *p)
+{
+	struct settings *now = setting();
+
+	return now && now->dns_port && *(const u16 *)p->tuple.remote_port == bpf_htons(now->dns_port) &&
+	       (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_TCP);
+}
+
 static __always_inline int to_server(struct __sk_buff *skb, struct subject *who, const struct packet *p)
 {
 	int checked = who->flags & ONLY_ALLOWED_NAMES;
@@ -94,7 +103,7 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct subject *w
 	if (is_to_server(who, p, local))                                      /* 6 */
 		return to_server(skb, who, p);
 	if (local)
-		return LET;
+		return is_behind(p) ? finish(skb, who, p, QUESTION_UNREAD) : LET;
 	if (p->offset)
 		return finish(skb, who, p, follows(who, p));
 	return stage(skb, STAGE_ALONE, HOOK_GATEWAY, 0, who->workload), STOP;
@@ -174,6 +183,11 @@ static __always_inline int goes_in_between(const struct packet *p)
 	return p->protocol == IPPROTO_TCP && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
 }
 
+static __always_inline int is_answer(const struct subject *who, const struct packet *p)
+{
+	return p->protocol == IPPROTO_UDP && (is_dns_port(p->tuple.remote_port) || trusts(who, p));
+}
+
 int gateway_egress(struct __sk_buff *skb)
 {
 	struct subject who = {.hook = HOOK_GATEWAY};
@@ -188,7 +202,7 @@ int gateway_egress(struct __sk_buff *skb)
 	if (!found || !fill_subject(&who, id, found) || !who.policy)
 		return LET;
 	if (skb->sk && !skb->ingress_ifindex)
-		return p.protocol == IPPROTO_UDP && trusts(&who, &p) ? take_answer(skb, &who, &p) : LET;
+		return is_answer(&who, &p) ? take_answer(skb, &who, &p) : LET;
 	if (p.protocol == IPPROTO_TCP)
 		return note_segment(&who, &p);
 	return is_icmp_error(&p) ? LET : note_datagram(skb, &who, &p);

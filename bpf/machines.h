@@ -135,5 +135,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct subject *w
 		return STOP;
 	if (p->protocol == IPPROTO_TCP)
 		return reset(skb, p);
+	if (reason == QUESTION_UNREAD)
+		return STOP;
 	return p->protocol == IPPROTO_UDP && is_dns_port(p->tuple.remote_port) ? STOP : LET;
 }

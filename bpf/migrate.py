@@ -54,7 +54,7 @@ SCRATCH = (
 NOT_COPIED = ("settings", "workloads", "counters", "events", "sockets", *MOVING, *SCRATCH)  # as policies are
 SETTINGS = (
     *("shallowest", "deepest", "flows", "inbounds", "addresses", "mark", "mark_mask"),
-    *("hold_back", "pick_up"),
+    *("hold_back", "pick_up", "dns_port"),
 )
 ATTEMPTS, LISTS = 16, 4
 

@@ -221,6 +221,12 @@ int outside(struct __sk_buff *skb)
 	return !found || found->policy == EXEMPT;
 }
 
+/* A machine's gateway is its DNS server, by each of its addresses. */
+static __always_inline int is_gateway(const struct subject *who, const struct tuple *t)
+{
+	return (who->workload >> MACHINE_BIT & 1) && is_dns_port(t->remote_port) && is_own(who, t->remote);
+}
+
 /* Whose message it is that the proxy has, and where it begins; 0 where it is nobody's, or to nobody trusted. */
 static __always_inline u32 find_message(struct __sk_buff *skb, struct subject *who)
 {
@@ -229,7 +235,7 @@ static __always_inline u32 find_message(struct __sk_buff *skb, struct subject *w
 	skb->cb[CB_HOOK] = HOOK_PROXY;
 	if (!find_asker(skb, who) || !who->policy || read_packet(skb, &p, 1) || p.protocol != IPPROTO_TCP)
 		return 0;
-	if (!is_resolver(who->policy, who->flags, p.tuple.remote, p.tuple.remote_port))
+	if (!is_resolver(who->policy, who->flags, p.tuple.remote, p.tuple.remote_port) && !is_gateway(who, &p.tuple))
 		return 0;
 	return p.transport + TCP_HEADER;
 }

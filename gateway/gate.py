@@ -24,7 +24,7 @@ from bpf.events import Event
 from bpf.load import GATEWAY
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
-from gateway.gateway_settings import AUTO, GatewaySettings
+from gateway.gateway_settings import AUTO, DNS_PORT, GatewaySettings
 from gateway.link_programs import LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
 from gateway.neighbours import Neighbours
@@ -55,6 +55,8 @@ class Gate:
         self.neighbours = Neighbours(engine.datapath, settings.peers) if settings.peers else None
         if not self.neighbours:
             engine.datapath.set(hold_back=0)  # as an earlier agent may have left it
+        behind = settings.dns.port if settings.dns.port != DNS_PORT else 0
+        engine.datapath.set(dns_port=behind, pick_up=int(settings.snat == "none"))
         self.programs = LinkPrograms(engine.where.pins, GATEWAY)
         self.machines = Machines()
         self.failed: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ OUT = Path("build") / "bench-gateway.md"
 HERE = Path(__file__).parent
 NAME, SHORT, ADDRESS = "bench.example.com", "short.example.com", "198.51.100.10"
 ROUNDS, SECONDS, CONNECTIONS, MEGABYTES = 7, 2, 4000, 1000
+DOWN = 81  # tests/gateway/sites.py
 FRESH, KEPT = 300, 12
 FLOOR, GRACE = 2, 1  # seconds: as long as the rival's set keeps an address
 POLICY = f"""
@@ -39,7 +40,7 @@ spec:
   sourceCIDRs: [10.20.0.0/16, "fd00:20::/32"]
   rules:
     - domains: ["*.example.com"]
-      ports: [{{port: 80}}, {{port: {rivals.HTTPS}}}, {{port: 5201}}, {{port: 5202}}]
+      ports: [{{port: 80}}, {{port: {DOWN}}}, {{port: {rivals.HTTPS}}}, {{port: 5201}}, {{port: 5202}}]
 """
 PLAIN, AGAIN, SKOUTER, DNSMASQ = "plain NAT", "plain NAT again", "skouter", "dnsmasq"
 TIMED = f"dnsmasq, addresses for {FLOOR + GRACE} s"
@@ -131,15 +132,16 @@ class Bench:
         self.take(arm)
         url = f"https://{NAME}:{rivals.HTTPS}/{MEGABYTES}"
         proxy = ("-x", f"http://{self.arms[arm].inside4}:3128") if arm == CONNECT else ()
-        words = (
-            "--resolve",
-            f"{NAME}:{rivals.HTTPS}:{ADDRESS}",
-            "-sSko",
-            "/dev/null",
-            "-w",
-            "%{speed_download}",
-        )
+        known = ("--resolve", f"{NAME}:{rivals.HTTPS}:{ADDRESS}")
+        words = (*known, "-sSko", "/dev/null", "-w", "%{speed_download}")
         return float(self._vm("curl", *words, *proxy, url))
+
+    def tunnel(self, arm: str) -> float:
+        """Bytes per second of the same, were encryption for nothing."""
+        self.take(arm)
+        proxy = [self.arms[arm].inside4] if arm == CONNECT else []
+        words = (sys.executable, HERE / "gateway_tunnel.py", ADDRESS, DOWN, MEGABYTES, *proxy)
+        return float(self._vm(*words))
 
     def lost(self, arm: str, name: str, limit: float) -> tuple[int, int]:
         """Attempts, and those that the gateway did not let through at once."""
@@ -180,6 +182,10 @@ def rows_of(bench: Bench) -> list[tuple[str, str, str, str]]:
         figure = f"{1 / found[arm][0]:.1f}"
         witness = f"{_human(found[SKOUTER][1])} / {_human(found[arm][1])}"
         rows.append((f"HTTPS download, skouter / {arm}", figure, f"{witness} bytes/s", "at least 5"))
+    found = ratios(bench.tunnel, (SKOUTER, CONNECT), SKOUTER)
+    figure = f"{1 / found[CONNECT][0]:.1f}"
+    witness = f"{_human(found[SKOUTER][1])} / {_human(found[CONNECT][1])} bytes/s"
+    rows.append((f"the same without encryption, skouter / {CONNECT}", figure, witness, "at least 5"))
     for title, name, limit in (("fresh names", "f{}.example.com", FRESH), ("a name of TTL 1", SHORT, KEPT)):
         say(title)
         for arm in (SKOUTER, DNSMASQ, TIMED):
@@ -192,13 +198,10 @@ def rows_of(bench: Bench) -> list[tuple[str, str, str, str]]:
 
 
 def _human(figure: float) -> str:
-    return (
-        f"{figure / 1e9:.2f} G"
-        if figure > 1e9
-        else f"{figure / 1e6:.0f} M"
-        if figure > 1e6
-        else f"{figure:.0f}"
-    )
+    for unit, letter in ((1e9, " G"), (1e6, " M")):
+        if figure > unit:
+            return f"{figure / unit:.2f}{letter}"
+    return f"{figure:.0f}"
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.gateway.lab import GatewayLab
+from tests.gateway.lab import ZONE, GatewayLab
 from tests.topology import HERE, PATIENCE, end
 
 GATEWAY = HERE / "gateway"
@@ -109,3 +109,22 @@ def counted(lab: GatewayLab, match: str) -> Iterator[Callable[[], int]]:
 
     yield count
     lab.outside.checked("nft", "delete", "table", "inet", name)
+
+
+def forged(lab: GatewayLab, source: str) -> int:
+    """How many packets come outside of those that vm1 sends with a false source by way of each gateway."""
+    there = "198.51.100.77"
+    code = f"""
+        [send_raw({there!r}, segment({source!r}, 40000, {there!r}, 80, 1, 0, SYN)) for _ in range(3)]
+        forge({source!r}, 40000, {there!r}, 7, b"x")
+        tell(connect({ZONE["example.com"][0]!r}))
+    """
+    with counted(lab, f"ip daddr {there}") as out:
+        for gateway in lab.gateways:
+            lab.lead([gateway])
+            lab.router.ip(f"route replace {there}/32 via {gateway.inside4}")
+            lab.inside("vm1", "resolve('example.com')")
+            assert lab.do("vm1", code) == "connected"  # this came later, and passed
+        lab.router.ip(f"route del {there}/32")
+        lab.lead()
+        return out()

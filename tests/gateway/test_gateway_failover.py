@@ -20,7 +20,7 @@ FAMILIES = ("socket.AF_INET", "socket.AF_INET6")
 MACHINES = ("vm1", "vm2", "vm3")
 NAMES = ("example.com", "example.net")
 RATE = 40  # attempts a second, of each machine
-AT_ONCE = 0.5  # seconds
+AT_ONCE = 0.9  # seconds: a lost SYN is sent again after one
 LOOK = 5  # seconds between two looks of an agent at what others may take away
 POLICIES = """
 apiVersion: egress.skouter/v1alpha1

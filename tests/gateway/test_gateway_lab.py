@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway import plain
 from tests.gateway.lab import DNS4, FAR4, FAR6, VMS, ZONE, GatewayLab
-from tests.gateway.measures import Witness, load
+from tests.gateway.measures import Witness, forged, load
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,8 @@ def test_a_load_tells_what_failed(lab: GatewayLab) -> None:
         lab.do("vm1", f"tell(until(lambda: connect({ZONE['example.com'][0]!r}), 'ECONNREFUSED'))")
     assert loaded.attempts > len(loaded.failed["vm1"]) > 0
     plain.forward(gateway)
+
+
+@pytest.mark.parametrize("source", ["10.30.0.9", "10.20.0.99", "10.20.0.12", "192.0.2.53"])
+def test_false_sources_come_outside_where_nobody_looks(lab: GatewayLab, source: str) -> None:
+    assert forged(lab, source) > 0

@@ -132,7 +132,6 @@ class Machines:
             for version in (4, 6):
                 for address in (GOOD, SILENT):
                     bench.grant(policy, address[version], (SITE, now() + LATER))
-                bench.resolver(policy, HERE[version])
         for address in (*HERE.values(), *OUTSIDE.values()):
             bench.put("own", (p.packed(address), site.home), 1)
         self.wire = self.tap_of(site.machines)
@@ -147,7 +146,7 @@ class Machines:
     def close(self) -> None:
         self.open.close()
         self.detach()
-        self.b.d.set(hold_back=0, pick_up=0)
+        self.b.d.set(hold_back=0, pick_up=0, dns_port=0)
 
     def attach(self) -> None:
         with self.site.gateway.entered():

@@ -283,6 +283,40 @@ def send(m: Machines, way: str, version: int) -> None:
         m.wire.send(each)
 
 
+@families
+def test_ATTACK_the_server_is_asked_where_it_really_is(m: Machines, version: int) -> None:
+    """Behind port 53, where nobody would read what is asked."""
+    server = m.here(UDP, {4: "0.0.0.0", 6: "::"}[version], 5353)
+    asked = summed(packet(VM[version], HERE[version], p.UDP, p.udp(5353, 4000, question(FORBIDDEN))), 6)
+    with m.without():
+        m.send(asked)
+        assert server.recv(999) == question(FORBIDDEN)
+    m.b.d.set(dns_port=5353)
+    m.here(TCP, HERE[version], 5353)
+    with m.b.counting(POLICY) as told:
+        m.send(asked)
+        assert m.mine(TCP, version).connect_ex((HERE[version], 5353)) == errno.ECONNREFUSED
+    assert told == {"QUESTION_UNREAD": 2}
+    server.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        server.recv(999)
+
+
+@families
+def test_without_capture_the_gateway_is_asked_over_tcp_too(
+    m: Machines, proxies: dict[int, socket.socket], version: int
+) -> None:
+    m.b.policy(POLICY)
+    s = m.mine(TCP, version)
+    s.connect((HERE[version], 53))
+    door, connection = Door(m.b.d), m.kept(proxies[version].accept()[0])
+    asker = door.steered(connection)
+    assert asker
+    assert door.stands(asker)
+    assert door.teach(asker, saying(BAD[version])(question()))
+    assert BAD[version] in granted(m)
+
+
 def test_what_is_captured_is_not_forwarded_where_nothing_catches_it(m: Machines) -> None:
     """Its mark is the one thing that would let it pass, and it has none."""
     with m.uncaught():
@@ -320,6 +354,7 @@ def proxies(m: Machines) -> Iterator[dict[int, socket.socket]]:
     for version, loopback in LOOPBACK.items():
         with m.site.gateway.entered():
             s = m.kept(socket.socket(FAMILY[version], TCP))
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         level = socket.IPPROTO_IP if version == 4 else socket.IPPROTO_IPV6
         s.setsockopt(level, IP_TRANSPARENT if version == 4 else IPV6_TRANSPARENT, 1)
         s.bind((loopback, 0))
