@@ -60,7 +60,6 @@ cache_log {folder}/squid.log
 cache deny all
 pid_filename {folder}/squid.pid
 coredump_dir {folder}
-cache_effective_user proxy
 sslcrtd_program /usr/lib/squid/security_file_certgen -s {folder}/certificates -M 4MB
 sslcrtd_children 1
 shutdown_lifetime 0 seconds
@@ -95,7 +94,10 @@ def squid(gateway: Gateway) -> subprocess.Popen[str]:
     subprocess.run(make, check=True, capture_output=True)
     (folder / "squid.conf").write_text(SQUID.format(folder=folder, clients=CLIENTS[0], resolver=DNS4))
     subprocess.run(["chown", "-R", "proxy", folder], check=True)
-    process = gateway.here.start("squid", "-N", "-f", folder / "squid.conf", stderr=subprocess.DEVNULL)
+    # As that user from the start: who changes later is no longer killed with its parent (prctl(2)).
+    user = ("setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL", "--")
+    words = ("squid", "-N", "-f", folder / "squid.conf")
+    process = gateway.here.start(*user, *words, stderr=subprocess.DEVNULL)
     _wait_for_port(gateway, 3128)
     return process
 

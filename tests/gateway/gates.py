@@ -96,7 +96,8 @@ class Gate:
             self.command("gateway", "--config", self.config, "--unbound"), capture_output=True, text=True
         )
         assert not done.returncode, done.stderr
-        (folder / "unbound.conf").write_text(done.stdout)
+        # Who becomes another user is no longer killed with its parent (prctl(2), PR_SET_PDEATHSIG).
+        (folder / "unbound.conf").write_text(f'{done.stdout}server:\n  username: ""\n')
         program = folder / "unbound"  # AppArmor's profile would keep the one of /usr/sbin out of the folder
         shutil.copy(str(shutil.which("unbound")), program)
         return self.gateway.here.start(
