@@ -32,7 +32,6 @@
 #include "questions.h"
 #include "stages.h"
 #include "proxy.h"
-#include "share.h"
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 {

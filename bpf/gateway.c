@@ -38,6 +38,7 @@
 #include "stages.h"
 #include "machines.h"
 #include "alone.h"
+#include "share.h"
 
 enum { VLAN = 0x8100, QINQ = 0x88a8, VLAN_ID = 0x0fff };
 

@@ -15,7 +15,7 @@ enum limit {
 	STATES = 8192,            /* of the automaton of one policy's patterns; 0 is dead, 1 the first */
 	SUFFIXES = 8,             /* search suffixes that one name may end in */
 	GRANTS_AT_ONCE = 16,      /* addresses, for one of their peers each, learned in one stage */
-	FACTS_AT_ONCE = 16,       /* of another gateway, taken in one run */
+	FACTS_AT_ONCE = 8,        /* of another gateway, taken in one run */
 	SLATES = 8,               /* DNS messages that may be read at once on one CPU */
 	COMM = 16,
 	QUESTION_SECONDS = 10,    /* how long an answer is waited for */

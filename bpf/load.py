@@ -60,19 +60,20 @@ HOOKS = {
 # In the order of enum stage; which of them each text has.
 EVERY_STAGE = ("question", "ask", "answer", "pattern", "alias", "records", "grant", "alone", "proxied")
 STAGES = EVERY_STAGE[:-2]
-# Attached nowhere: bpf/ask.py and bpf/share.py have them run.
-PROXY = ("whose", "outside", "inquire", "teach", "share")
+PROXY = ("whose", "outside", "inquire", "teach")  # attached nowhere: bpf/ask.py has them run
 
 
 @dataclass(frozen=True)
 class Family:
-    """Programs of interfaces: by tcx at `hooks`, or as classifiers; most hosts have none of them.
+    """Programs of interfaces: by tcx at `hooks`, or as classifiers; most hosts have none of them. What is
+    `called` is attached nowhere.
 
     Their text and their table of stages are named like the family; what is pinned begins with its name.
     """
 
     name: str
     stages: tuple[str, ...]
+    called: tuple[str, ...] = ()
 
     @property
     def hooks(self) -> dict[str, int]:
@@ -81,12 +82,13 @@ class Family:
 
     def wanted(self) -> dict[str, tuple[str, int, int]]:
         """As :func:`wanted`."""
-        stages = {f"{self.name}_{name}": (f"{self.name}.c:{name}", LINK, 0) for name in self.stages}
-        return {**stages, **{name: (f"{self.name}.c:{name}", LINK, 0) for name in self.hooks}}
+        called = (*self.stages, *self.called)
+        named = {f"{self.name}_{name}": (f"{self.name}.c:{name}", LINK, 0) for name in called}
+        return {**named, **{name: (f"{self.name}.c:{name}", LINK, 0) for name in self.hooks}}
 
 
 LINKS = Family("link", ("question", "ask", "alone", "proxied"))
-GATEWAY = Family("gateway", EVERY_STAGE)
+GATEWAY = Family("gateway", EVERY_STAGE, ("share",))  # which bpf/share.py has run
 
 
 def maps_folder(root: Path) -> Path:

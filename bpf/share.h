@@ -40,5 +40,5 @@ int share(struct __sk_buff *skb)
 		if (!take_fact(&fact, now))
 			skb->cb[0]++;
 	}
-	return PASS;
+	return LET;
 }

@@ -27,7 +27,7 @@ def adopt(datapath: Datapath, number: int, facts: Iterable[tuple[int, bytes, int
     The rest are of a peer that the policy has not, of an address that is never learned, or had no room.
     """
     packed = (FACT.pack(number, *fact) for fact in facts)
-    program, taken = datapath.programs["share"], 0
+    program, taken = datapath.programs["gateway_share"], 0
     while frame := b"".join(islice(packed, contract().constant("FACTS_AT_ONCE"))):
         _, context = kernel.test_run_context(program, FRAME + frame, bytes(CONTEXT))
         taken += int.from_bytes(context[CB : CB + 4], sys.byteorder)

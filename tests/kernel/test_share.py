@@ -26,6 +26,7 @@ EARLIER = 100 * SECOND
 @pytest.fixture
 def b(bench: Bench) -> Bench:
     """With a policy that has two peers, and one that has none of them."""
+    bench.d.for_gateway()
     bench.policy(POLICY)
     bench.policy(OTHER)
     bench.rule(POLICY, PEER, 1)
@@ -131,16 +132,16 @@ def test_what_is_over_makes_room(b: Bench, small: int) -> None:
 def test_a_broken_frame_gives_nothing(b: Bench) -> None:
     whole = share.FRAME + share.FACT.pack(POLICY, PEER, A, 100)
     for length in range(len(share.FRAME), len(whole)):
-        kernel.test_run(b.d.programs["share"], whole[:length])
+        kernel.test_run(b.d.programs["gateway_share"], whole[:length])
     assert there(b) == {}
-    kernel.test_run(b.d.programs["share"], whole + whole[14:-1])
+    kernel.test_run(b.d.programs["gateway_share"], whole + whole[14:-1])
     assert there(b) == {(A, PEER): 100}
 
 
 def test_no_more_than_a_frame_holds_are_read(b: Bench) -> None:
     facts = [share.FACT.pack(POLICY, PEER, address, 100) for address in numbered(20)]
-    kernel.test_run(b.d.programs["share"], share.FRAME + b"".join(facts))
-    assert len(there(b)) == 16
+    kernel.test_run(b.d.programs["gateway_share"], share.FRAME + b"".join(facts))
+    assert len(there(b)) == contract().constant("FACTS_AT_ONCE")
 
 
 def test_one_address_is_found(b: Bench) -> None:
