@@ -32,6 +32,7 @@ from tests.network.circle import (
     proven,
     until,
 )
+from tests.topology import PATIENCE
 
 FEW = [address(number) for number in range(5)]
 
@@ -172,8 +173,8 @@ async def test_a_hundred_thousand_facts_in_one_dump(circle: Circle) -> None:
     took, grown = perf_counter() - began, resident() - before
     print(f"{took:.2f} s, the loop was held up for {longest * 1000:.0f} ms at most, {grown >> 20} MB more")
     assert memory(second).has(*many)
-    assert took < 20
-    assert longest < 1.0  # on a machine that does much else
+    assert took < 20 * PATIENCE
+    assert longest < PATIENCE  # on a machine that does much else
     assert grown < 120 << 20
 
 
