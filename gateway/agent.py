@@ -124,7 +124,7 @@ class _Agent:
                 if self.pods:
                     self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
                 if self.gate:
-                    self.nursery.start_soon(self.gate.run, self.settings, self.enforcement)
+                    self.nursery.start_soon(self.gate.run, self.enforcement)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 
@@ -137,7 +137,7 @@ class _Agent:
         if gateway:
             from gateway.gate import Gate  # late: what it imports is nothing to a node's agent
 
-            self.gate = Gate(engine, gateway)
+            self.gate = Gate(engine, self.settings)
         if self.mirror and self.gate and self.gate.neighbours:
             self.mirror.meet = self.gate.neighbours.peers.members
         upstream = gateway.dns.port if gateway else 0
@@ -169,7 +169,7 @@ class _Agent:
             else:
                 if self.gate:
                     say(f"{signal.Signals(number).name}: not ready any more, who comes is served", NOTICE)
-                    await self.gate.drain(signals, self.settings)
+                    await self.gate.drain(signals)
                 self.parting = await trio.to_thread.run_sync(parting, number, self.source)
                 say(f"{signal.Signals(number).name}: stopping; {self.parting.value}", NOTICE)
                 self.notifier.stopping(self.parting.value)
@@ -313,7 +313,7 @@ class _Agent:
         if self.pods:
             self.pods.find_server()
         if self.gate and self.attached:
-            self.gate.look_again(self.settings)
+            self.gate.look_again()
         return look(self.settings), self.enforcement.is_attached
 
     async def _find_lifelines(self, around: Surroundings) -> None:

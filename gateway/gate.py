@@ -48,21 +48,27 @@ LARGEST = 4096
 
 
 class Gate:
-    """Of one engine. `failed` is what should be so and is not, in words."""
+    """Of one engine. `failed` is what should be enforced and is not, `fallen` why nothing is forwarded; in
+    words."""
 
-    def __init__(self, engine: Engine, settings: GatewaySettings) -> None:
-        self.engine, self.sources = engine, Sources(engine)
-        self.neighbours = Neighbours(engine.datapath, settings.peers) if settings.peers else None
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.sources, self.settings = engine, Sources(engine), settings
+        peers = self._own.peers
+        self.neighbours = Neighbours(engine.datapath, peers) if peers else None
         if not self.neighbours:
             engine.datapath.set(hold_back=0)  # as an earlier agent may have left it
-        behind = settings.dns.port if settings.dns.port != DNS_PORT else 0
-        engine.datapath.set(dns_port=behind, pick_up=int(settings.snat == "none"))
         self.programs = LinkPrograms(engine.where.pins, GATEWAY)
         self.machines = Machines()
         self.failed: tuple[str, ...] = ()
+        self.fallen: tuple[str, ...] = ("nothing is forwarded yet",)
         self.inside = self.outside = ""
         self._standing = threading.Lock()
-        self.answers = self.stands = self.draining = False
+        self.answers = self.draining = False
+
+    @property
+    def _own(self) -> GatewaySettings:
+        assert self.settings.gateway is not None
+        return self.settings.gateway
 
     # ---- What is to be --------------------------------------------------------------------------------
 
@@ -77,53 +83,51 @@ class Gate:
         home: Home,
     ) -> tuple[Plan, Outcome]:
         """The host's plan and that of the machines, made so; what fails of either is in the outcome."""
-        assert settings.gateway is not None
-        machines = self.machines = plan(objects, settings.gateway, self.sources.at(held.held), held.said)
+        self.settings = settings
+        machines = self.machines = plan(objects, self._own, self.sources.at(held.held), held.said)
         wanted = replace(
             wanted, wanted={**wanted.wanted, **machines.wanted}, told=(*wanted.told, *machines.told)
         )
         outcome, failed = held.apply(wanted, ids, options, home), list[str]()
         try:
             failed += self.sources.apply(machines.under, machines.titles, held.held, home)
-            if self.neighbours and settings.gateway.peers:
-                self.neighbours.follow(machines.wanted, held.held, settings.gateway.peers)
-            self.stand(settings)
+            if self.neighbours and self._own.peers:
+                self.neighbours.follow(machines.wanted, held.held, self._own.peers)
         except (EngineError, OSError) as error:
             failed.append(f"gateway: {error}")
-            self.stands = False
         self.failed = tuple(f"NOT ENFORCED: {line}" for line in failed)
-        return wanted, replace(outcome, failed=[*outcome.failed, *self.failed])
+        self.look_again()
+        return wanted, replace(outcome, failed=[*outcome.failed, *self.failed, *self.fallen])
 
-    def stand(self, settings: Settings) -> None:
+    def _stand(self) -> None:
         """The programs and the way out, as far as they are not there. Raises :class:`OSError`."""
-        assert settings.gateway is not None
-        self.inside, self.outside = (
-            _interface(name) for name in (settings.gateway.inside, settings.gateway.outside)
-        )
         where = self.engine.where
         with self._standing:
+            own = self._own
+            self.inside, self.outside = _interface(own.inside), _interface(own.outside)
+            behind = own.dns.port if own.dns.port != DNS_PORT else 0
+            self.engine.datapath.set(dns_port=behind, pick_up=int(own.snat == "none"))
             with locked(where):
                 programs = self.engine.datapath.for_gateway()
                 self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
             self.engine.links.steer(where.name)
-            forwarding.apply(where.name, self._forwarding(settings), where.state / FORWARDING)
-            self.stands = True
+            forwarding.apply(where.name, self._forwarding(), where.state / FORWARDING)
 
-    def look_again(self, settings: Settings) -> None:
-        """Makes anew what somebody took away meanwhile."""
+    def look_again(self) -> None:
+        """Makes what is not there, or what somebody took away."""
         try:
-            self.stand(settings)
+            self._stand()
+            self.fallen = ()
         except (EngineError, OSError) as error:
-            self.failed, self.stands = (f"NOT ENFORCED: gateway: {error}",), False
+            self.fallen = (f"NOT ENFORCED: gateway: {error}",)
 
-    def _forwarding(self, settings: Settings) -> Forwarding:
-        gateway = settings.gateway
-        assert gateway is not None
+    def _forwarding(self) -> Forwarding:
+        gateway = self._own
         return Forwarding(
             inside=frozenset({self.inside}),
             outside=frozenset({self.outside}),
             clients=gateway.clients,
-            marks=Marks(settings.link.mask, settings.link.mark),
+            marks=Marks(self.settings.link.mask, self.settings.link.mark),
             capture=gateway.dns.capture,
             dns_port=gateway.dns.port,
             snat=gateway.snat,
@@ -134,9 +138,7 @@ class Gate:
 
     def unready(self) -> tuple[str, ...]:
         """What keeps it from being sent any clients, in words."""
-        found = list(self.failed)
-        if not self.stands and not self.failed:
-            found.append("nothing is forwarded yet")
+        found = [*self.failed, *self.fallen]
         if not self.answers:
             found.append("the resolver on this host does not answer: is skouter-resolver.service running?")
         if self.neighbours:
@@ -168,36 +170,34 @@ class Gate:
             return ""
         return f"machine {event.local if title == UNREGISTERED or '/' in title else title}"
 
-    async def drain(self, signals: AsyncIterator[int], settings: Settings) -> None:
+    async def drain(self, signals: AsyncIterator[int]) -> None:
         """Until nobody should come any more, or a second signal."""
-        assert settings.gateway is not None
         self.draining = True
-        with trio.move_on_after(settings.gateway.drain):
+        with trio.move_on_after(self._own.drain):
             await anext(signals)
 
-    async def run(self, settings: Settings, held: Enforcement) -> None:
+    async def run(self, held: Enforcement) -> None:
         """For ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.ask_resolver, settings)
-            nursery.start_soon(self._follow_tables, settings, held)
+            nursery.start_soon(self.ask_resolver)
+            nursery.start_soon(self._follow_tables, held)
             if self.neighbours:
                 nursery.start_soon(self.neighbours.peers.run)
 
-    async def _follow_tables(self, settings: Settings, held: Enforcement) -> None:
+    async def _follow_tables(self, held: Enforcement) -> None:
         """Whoever flushes nftables is not waited out. `skouter off` opens them, and means it."""
         with forwarding.changes() as changes:
             while True:
                 await trio.lowlevel.wait_readable(changes)
                 await trio.sleep(TOGETHER)
                 forwarding.drain(changes)
-                if self.stands and held.is_attached:
-                    await trio.to_thread.run_sync(self.look_again, settings)
+                if held.is_attached:
+                    await trio.to_thread.run_sync(self.look_again)
 
-    async def ask_resolver(self, settings: Settings) -> None:
+    async def ask_resolver(self) -> None:
         """For ever: whether it answers, in `answers`."""
-        assert settings.gateway is not None
         while True:
-            self.answers = any([await _answers(*at, settings.gateway.dns.port) for at in LOOPBACKS])
+            self.answers = any([await _answers(*at, self._own.dns.port) for at in LOOPBACKS])
             await trio.sleep(AGAIN)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.gateway.gates import POLICIES, Gates, gated
-from tests.gateway.lab import FAR4, FAR6, FAR_MTU, PUBLIC4, PUBLIC6, VMS, ZONE, GatewayLab
+from tests.gateway.lab import CLIENTS, FAR4, FAR6, FAR_MTU, PUBLIC4, PUBLIC6, VMS, ZONE, GatewayLab
 from tests.gateway.measures import Witness, counted, forged
 from tests.topology import wait_for
 
@@ -200,3 +201,25 @@ def test_what_was_refused_is_counted_and_told(gates: Gates) -> None:
     assert lab.inside("vm1", f"connect({ZONE['example.org'][0]!r})") == "ECONNREFUSED"
     wait_for(lambda: "machine vm1" in gate.said() and "198.51.100.30" in gate.said(), f"its word, {began}")
     assert "skouter_" in gate.metrics()
+
+
+def test_a_configuration_that_changes_is_followed_and_stays(gates: Gates) -> None:
+    """Who is no client any more is not forwarded, also where nftables is written again afterwards."""
+    lab, asked = gates.lab, f"connect({ZONE['example.net'][0]!r}, seconds=0.3)"
+    gate = gates[lab.gateway_of("vm3")]
+
+    def tables() -> str:
+        return gate.gateway.here.checked("nft", "list", "ruleset")
+
+    before = gate.config.read_text()
+    fewer = json.loads(before) | {"clients": ["10.20.0.8/30", *CLIENTS[1:]]}  # vm1 alone, of IPv4
+    try:
+        gate.config.write_text(json.dumps(fewer))
+        wait_for(lambda: "10.20.0.8" in tables() and CLIENTS[0] not in tables(), "other tables")
+        wait_for(lambda: lab.inside("vm3", asked) != "connected", "the end of a client")
+        gate.gateway.here.checked("nft", "flush", "ruleset")
+        wait_for(lambda: "clients4" in tables(), "the tables again")
+        assert CLIENTS[0] not in tables()
+    finally:
+        gate.config.write_text(before)
+    wait_for(lambda: lab.inside("vm3", asked) == "connected", "the client again")
