@@ -62,15 +62,6 @@ static __always_inline int is_to_server(const struct subject *who, const struct 
 	return local && trusts(who, p);
 }
 
-/* To that server by the port where it really is: nobody would read the question. */
-static __always_inline int is_behind(const struct packet *p)
-{
-	struct settings *now = setting();
-
-	return now && now->dns_port && *(const u16 *)p->tuple.remote_port == bpf_htons(now->dns_port) &&
-	       (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_TCP);
-}
-
 static __always_inline int to_server(struct __sk_buff *skb, struct subject *who, const struct packet *p)
 {
 	int checked = who->flags & ONLY_ALLOWED_NAMES;

@@ -204,7 +204,7 @@ def compiled(flags: tuple[str, ...] = ()) -> dict[str, Any]:
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))
     OBJECTS.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (OBJECTS / "lock").open("w") as lock:  # one compiles, the others wait for what it makes
+    with (OBJECTS / f"{name}.lock").open("w") as lock:  # one compiles, the others wait for what it makes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (OBJECTS / name).is_file():
             compile_object(OBJECTS / name, flags)

@@ -126,6 +126,15 @@ static __always_inline int let(struct __sk_buff *skb, const struct subject *who,
 	return STOP;                             /* here only where no stage follows */
 }
 
+/* To a server of ours by the port where it really is: nobody would read the question. */
+static __always_inline int is_behind(const struct packet *p)
+{
+	struct settings *now = setting();
+
+	return now && now->dns_port && *(const u16 *)p->tuple.remote_port == bpf_htons(now->dns_port) &&
+	       (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_TCP);
+}
+
 /* What can't be believed is answered to nobody; nor may a question that was not read come to a server of ours, by an
  * address that only the kernel knows to be here (RFC 919). */
 static __always_inline int refuse(struct __sk_buff *skb, const struct subject *who, const struct packet *p,
@@ -137,5 +146,5 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct subject *w
 		return reset(skb, p);
 	if (reason == QUESTION_UNREAD)
 		return STOP;
-	return p->protocol == IPPROTO_UDP && is_dns_port(p->tuple.remote_port) ? STOP : LET;
+	return p->protocol == IPPROTO_UDP && (is_dns_port(p->tuple.remote_port) || is_behind(p)) ? STOP : LET;
 }

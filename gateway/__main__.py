@@ -88,7 +88,7 @@ def do_agent(arguments: argparse.Namespace) -> int:
 
 
 def do_gateway(arguments: argparse.Namespace) -> int:
-    from gateway import place, settings, unbound
+    from gateway import gate, place, settings, unbound
     from gateway.agent import run
     from gateway.request import Mirrored, Request
 
@@ -106,6 +106,7 @@ def do_gateway(arguments: argparse.Namespace) -> int:
         print(unbound.configuration(found.gateway), end="")
         return 0
     where, config, mirrored = place.find(), arguments.config.absolute(), None
+    gate.refuse_first(where, found)
     policies = Path(found.gateway.policies)
     if found.gateway.kubeconfig:
         policies = where.mirror

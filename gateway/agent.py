@@ -312,9 +312,10 @@ class _Agent:
     def _look(self) -> tuple[Surroundings, bool]:
         if self.pods:
             self.pods.find_server()
-        if self.gate and self.attached:
+        attached = self.enforcement.is_attached
+        if self.gate and attached:
             self.gate.look_again()
-        return look(self.settings), self.enforcement.is_attached
+        return look(self.settings), attached
 
     async def _find_lifelines(self, around: Surroundings) -> None:
         def find() -> list[Guard]:

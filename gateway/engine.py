@@ -218,6 +218,7 @@ class Engine:
         with locked(self.where):
             self.numbers.purge(self.numbers.saying() - self._used())
             self.numbers.sweep()
+            self.room.tidy()
 
     def held_names(self) -> list[str]:
         """What earlier processes hold, or held: to be adopted, or released."""

@@ -11,9 +11,11 @@ Rules this file obeys:
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
 import threading
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +31,7 @@ from gateway.link_programs import LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
 from gateway.neighbours import Neighbours
 from gateway.numbers import Options
-from gateway.place import FORWARDING
+from gateway.place import FORWARDING, Place
 from gateway.plan import Plan
 from gateway.records import Object
 from gateway.settings import Settings
@@ -45,6 +47,7 @@ AGAIN, PATIENCE = 2.0, 1.0  # seconds between two questions to the resolver, and
 QUESTION = "localhost."  # every resolver answers it by itself: whether it lives, not whether its upstreams do
 LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 LARGEST = 4096
+SIOCGIFHWADDR, ETHERNET = 0x8927, 1  # netdevice(7), linux/if_arp.h
 
 
 class Gate:
@@ -63,6 +66,7 @@ class Gate:
         self.fallen: tuple[str, ...] = ("nothing is forwarded yet",)
         self.inside = self.outside = ""
         self._standing = threading.Lock()
+        self._is_on: Callable[[], bool] = bool  # no: nothing is enforced before there is a plan
         self.answers = self.draining = False
 
     @property
@@ -83,7 +87,7 @@ class Gate:
         home: Home,
     ) -> tuple[Plan, Outcome]:
         """The host's plan and that of the machines, made so; what fails of either is in the outcome."""
-        self.settings = settings
+        self.settings, self._is_on = settings, lambda: held.is_attached
         machines = self.machines = plan(objects, self._own, self.sources.at(held.held), held.said)
         wanted = replace(
             wanted, wanted={**wanted.wanted, **machines.wanted}, told=(*wanted.told, *machines.told)
@@ -100,18 +104,22 @@ class Gate:
         return wanted, replace(outcome, failed=[*outcome.failed, *self.failed, *self.fallen])
 
     def _stand(self) -> None:
-        """The programs and the way out, as far as they are not there. Raises :class:`OSError`."""
+        """The programs and the way out, as far as they are not there; not after `skouter off` or `uninstall`.
+        Raises :class:`OSError`."""
         where = self.engine.where
-        with self._standing:
+        with self._standing, locked(where):
+            if not self._is_on():
+                return
             own = self._own
             self.inside, self.outside = _interface(own.inside), _interface(own.outside)
             behind = own.dns.port if own.dns.port != DNS_PORT else 0
             self.engine.datapath.set(dns_port=behind, pick_up=int(own.snat == "none"))
-            with locked(where):
-                programs = self.engine.datapath.for_gateway()
-                self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
+            programs = self.engine.datapath.for_gateway()
+            self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
             self.engine.links.steer(where.name)
-            forwarding.apply(where.name, self._forwarding(), where.state / FORWARDING)
+            forwarding.apply(
+                where.name, forwarding_of(self.settings, self.engine.links.marks), where.state / FORWARDING
+            )
 
     def look_again(self) -> None:
         """Makes what is not there, or what somebody took away."""
@@ -120,19 +128,6 @@ class Gate:
             self.fallen = ()
         except (EngineError, OSError) as error:
             self.fallen = (f"NOT ENFORCED: gateway: {error}",)
-
-    def _forwarding(self) -> Forwarding:
-        gateway = self._own
-        return Forwarding(
-            inside=frozenset({self.inside}),
-            outside=frozenset({self.outside}),
-            clients=gateway.clients,
-            marks=Marks(self.settings.link.mask, self.settings.link.mark),
-            capture=gateway.dns.capture,
-            dns_port=gateway.dns.port,
-            snat=gateway.snat,
-            conntrack=gateway.conntrack,
-        )
 
     # ---- How it is -----------------------------------------------------------------------------------------
 
@@ -201,15 +196,48 @@ class Gate:
             await trio.sleep(AGAIN)
 
 
+def refuse_first(where: Place, settings: Settings) -> None:
+    """What takes its time to start must not leave open what a host may forward already: from now on all is
+    refused that no program admits. Raises :class:`OSError`."""
+    where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    marks = Marks(settings.link.mask, settings.link.mark)
+    forwarding.apply(where.name, forwarding_of(settings, marks), where.state / FORWARDING)
+
+
+def forwarding_of(settings: Settings, marks: Marks) -> Forwarding:
+    """Raises :class:`OSError` where an interface is not there."""
+    gateway = settings.gateway
+    assert gateway is not None
+    return Forwarding(
+        inside=frozenset({_ethernet(_interface(gateway.inside))}),
+        outside=frozenset({_interface(gateway.outside)}),
+        clients=gateway.clients,
+        marks=marks,
+        capture=gateway.dns.capture,
+        dns_port=gateway.dns.port,
+        snat=gateway.snat,
+        conntrack=gateway.conntrack,
+    )
+
+
 def _interface(name: str) -> str:
-    if name != AUTO:
-        if not any(name == there for _, there in socket.if_nameindex()):
-            raise OSError(f"there is no interface {name}: write one of `ip link`, or auto")
-        return name
-    found = forwarding.default_interface()
+    found = forwarding.default_interface() if name == AUTO else name
     if found is None:
         raise OSError("no default route says which interface is meant: write its name in place of auto")
+    if not any(found == there for _, there in socket.if_nameindex()):
+        raise OSError(f"there is no interface {found}: write one of `ip link`, or auto")
     return found
+
+
+def _ethernet(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asked = struct.pack("256s", name.encode())
+        (kind,) = struct.unpack_from("=H", fcntl.ioctl(asking, SIOCGIFHWADDR, asked), 16)
+    if kind != ETHERNET:
+        raise OSError(
+            f"{name} is no Ethernet: clients can't be judged there; write another interface as inside"
+        )
+    return name
 
 
 async def _answers(family: int, address: str, port: int) -> bool:

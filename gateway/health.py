@@ -22,6 +22,7 @@ import os
 import socket
 import ssl
 import subprocess
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ Stream = trio.abc.Stream
 PATIENCE = 10.0  # seconds for one request and its answer
 HEADERS, CHUNK = 16384, 4096  # bytes of a request, and read at once; a token has a thousand or two
 CONNECTIONS, REVIEWS = 16, 2  # at once
+EVERYBODY, OF_ONE = 256, 4  # connections at once where anybody may ask, and from one address
 TRUSTED = 60.0  # seconds for which the API server's yes holds
 DAYS = 3650  # of a certificate that nobody verifies
 PLAIN = "text/plain; charset=utf-8"
@@ -76,13 +78,24 @@ async def serve_here(path: Path, sources: Sources) -> None:
 
 
 async def serve_plainly(address: tuple[str, int], sources: Sources) -> None:
-    """For ever, on a TCP port, to everybody: a load balancer has no token. What is told names nobody."""
+    """For ever, on a TCP port, to everybody: a load balancer has no token. What is told names nobody, and who
+    keeps silent does not keep others out."""
 
     async def answer(request: h11.Request) -> Answer:
         return _answer(sources, request)
 
-    (listener,) = await _listen(address)
-    await _serve(listener, answer)
+    here = Counter[str]()
+
+    async def converse(stream: trio.SocketStream) -> None:
+        source = str(stream.socket.getpeername()[0])
+        if here[source] < OF_ONE and here.total() < EVERYBODY:
+            here[source] += 1
+            with trio.move_on_after(PATIENCE):
+                await _converse(stream, answer)
+            here[source] -= 1
+        await trio.aclose_forcefully(stream)
+
+    await trio.serve_listeners(converse, await _listen(address))
 
 
 async def serve_network(address: tuple[str, int], folder: Path, sources: Sources) -> None:

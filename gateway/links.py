@@ -115,6 +115,10 @@ class Links:
         """To be called now and then: of a change to filters of tc nobody tells, and each takes a question."""
         self._looked = {}
 
+    @property
+    def marks(self) -> Marks:
+        return self._marks
+
     def mark(self, marks: Marks) -> None:
         """Which marks are ours, from now on."""
         self._marks = marks

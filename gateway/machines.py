@@ -47,21 +47,18 @@ def plan(
     policies: dict[Network, Policy] = {}
     by: dict[str, set[str]] = {}
     titles, told = dict[Network, str](), []
-    for network in settings.clients:
-        titles[network] = UNREGISTERED
-        if not settings.lets_unselected:
-            policies[network] = NOTHING
-    for machine in machines(objects):
+    for machine in machines(objects, settings.clients):
         (source,) = machine.addresses
+        if any(inside(network, source) for network in settings.clients if network != source):
+            continue  # wider than what is forwarded: its objects select each of these networks
         if not any(inside(source, network) for network in settings.clients):
             told.append(
                 f"machine {machine.name}: {source} is in none of the clients' networks: not forwarded"
             )
             continue
-        titles[source] = machine.name
         selected = selecting(objects, machine)
+        titles[source] = machine.name if selected or source not in settings.clients else UNREGISTERED
         policy = union(selected) or (None if settings.lets_unselected else NOTHING)
-        policies.pop(source, None)
         if policy is not None:
             policies[source] = policy
             by.setdefault(digest(Terms(policy)), set()).update(map(str, selected))

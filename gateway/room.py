@@ -9,13 +9,16 @@ Rules this file obeys:
 - A workload with a link has rings of its own there (LINK_BIT in contract.h): where there are links, all count
   twice.
 - A machine behind a gateway has its connections among its flows, which may be many more. It writes as a link
-  does.
+  does. What is judged again elsewhere is a connection's end there: so beyond a quota that shrank only what is
+  over is emptied, and the rest when it is (`tidy`).
 - Whoever calls this holds the instance's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import socket
+import time
+from collections.abc import Collection, Iterable
 
 from bpf.contract import contract
 from bpf.datapath import Datapath
@@ -23,6 +26,7 @@ from bpf.datapath import Datapath
 # Ring to the table behind it: also a field of struct tally and of struct settings, and a limit in capitals.
 RINGS = {"question_ring": "questions", "flow_ring": "flows", "inbound_ring": "inbounds"}
 OF_LINKS = ("flows", "inbounds")
+ENDED = 2 | 4 | 8  # enum phase: one side has ended it, or it is broken
 SPARE = 8  # a count leaves room for an eighth more workloads
 
 
@@ -32,6 +36,7 @@ class Room:
     def __init__(self, loaded: Datapath) -> None:
         self.datapath = loaded
         self._spare = 0
+        self._beyond: set[int] = set()  # machines that may have connections beyond their quota
 
     def share(self) -> None:
         """To be called when one more workload is held. What other processes add meanwhile, they count."""
@@ -57,8 +62,31 @@ class Room:
         self.datapath.set(**quotas, addresses=share(constant("ADDRESSES"), addresses, numbers))
         for ring, table in RINGS.items():
             for owner in owners(workloads) if quotas[table] < getattr(before, table) else ():
+                if table == "flows" and is_machine(owner):
+                    continue
                 places = min(self._turned(owner, table), int(getattr(before, table)))
                 self._forget_places(owner, ring, table, range(quotas[table], places))
+        self._beyond |= {owner for owner in owners(workloads) if is_machine(owner)}
+        self.tidy()
+
+    def tidy(self) -> None:
+        """To be called now and then: empties what is over of machines beyond their quota."""
+        quota, now = int(self.datapath["settings"][0].flows), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for owner in list(self._beyond):
+            places = range(quota, min(self._turned(owner, "flows"), most("flows", True)))
+            left = [number for number in places if self._lives(owner, number, now)]
+            self._forget_places(owner, "flow_ring", "flows", sorted({*places} - {*left}))
+            if not left:
+                self._beyond.discard(owner)
+
+    def _lives(self, owner: int, number: int, now: int) -> bool:
+        key = self.datapath["flow_ring"].get((owner, number))
+        flow = self.datapath["flows"].get(bytes(contract().ffi.buffer(key))) if key is not None else None
+        if flow is None:
+            return False
+        is_open = int(flow.tuple.protocol) == socket.IPPROTO_TCP and not int(flow.phase) & ENDED
+        seconds = contract().constant("TCP_SECONDS" if is_open else "FLOW_SECONDS")
+        return int(flow.seen) + seconds * 10**9 > now
 
     def forget(self, workload: int) -> None:
         """What a workload has in its rings, and in the tables behind them."""
@@ -75,7 +103,7 @@ class Room:
         tally = self.datapath["tallies"].get(owner)
         return int(getattr(tally, table)) if tally is not None else 0
 
-    def _forget_places(self, owner: int, ring: str, table: str, places: range) -> None:
+    def _forget_places(self, owner: int, ring: str, table: str, places: Iterable[int]) -> None:
         for number in places:
             found = self.datapath[ring].get((owner, number))
             if found is not None:

@@ -62,8 +62,8 @@ def selects(egress: Egress, workload: Workload, exempt: Collection[str] = EXEMPT
     return _matches(egress.machines, workload.labels) or _is_source(egress.sources, workload.addresses)
 
 
-def machines(objects: Iterable[Object]) -> list[Workload]:
-    """A workload for every source prefix that some object names.
+def machines(objects: Iterable[Object], networks: Iterable[Network] = ()) -> list[Workload]:
+    """A workload for every source prefix that some object names, and for each of these `networks`.
 
     A prefix carries the labels of the nearest ExternalWorkload around it (of equal ones the first by name),
     so that a machine inside of a `sourceCIDRs` network keeps its own labels.
@@ -74,7 +74,7 @@ def machines(objects: Iterable[Object]) -> list[Workload]:
         for external in sorted((o for o in objects if isinstance(o, ExternalWorkload)), key=lambda o: o.name)
         for address in external.addresses
     ]
-    prefixes = {address for address, _ in owners}
+    prefixes = {*networks, *(address for address, _ in owners)}
     for egress in objects:
         prefixes.update(egress.sources if isinstance(egress, Egress) and egress.namespace is None else ())
     found = []

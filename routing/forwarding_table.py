@@ -136,6 +136,10 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
     made.rule(
         "judge", TCP, _marked(wanted.marks, wanted.marks.steered), ACCEPT
     )  # to a listener here, by a rule
+    answers = _is(DIRECTION, "reply"), _state("related")
+    known = {"|": [{"&": [MARK, 0xFFFFFFFF & ~wanted.marks.mask]}, wanted.marks.guarded]}
+    for too_big in TOO_BIG:  # of a router that has a client's address
+        made.rule("judge", *answers, *too_big, _set_mark(known), ACCEPT)
     made.rule("judge", _state("invalid"), {"goto": {"target": "unknown"}})
     stands = {"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]}
     made.rule("judge", _marked(wanted.marks, wanted.marks.admitted), _set_mark(stands), ACCEPT)
@@ -156,10 +160,7 @@ def _forward(made: _Table, wanted: Forwarding) -> None:
         admitted = {"|": [MARK, marks.steered]}
         made.rule("forward", *client, _marked(marks, marks.guarded), _set_mark(admitted), ACCEPT)
     inside = _is({"meta": {"key": "iifname"}}, "@inside")  # from routers there, which are no clients
-    for too_big in (
-        [_is(_field("icmp", "type"), "destination-unreachable"), _is(_field("icmp", "code"), "frag-needed")],
-        [_is(_field("icmpv6", "type"), "packet-too-big")],
-    ):
+    for too_big in TOO_BIG:
         made.rule("forward", inside, _state("related"), *too_big, ACCEPT)
     made.rule("forward", DROP)  # where the chain is there already and its policy is not
 
@@ -274,3 +275,9 @@ class _Table:
 
     def rule(self, chain: str, *words: Json) -> None:
         self.objects.append({"rule": {**self.place, "chain": chain, "expr": [*words]}})
+
+
+TOO_BIG = (
+    [_is(_field("icmp", "type"), "destination-unreachable"), _is(_field("icmp", "code"), "frag-needed")],
+    [_is(_field("icmpv6", "type"), "packet-too-big")],
+)

@@ -94,6 +94,16 @@ def test_the_longest_prefix_decides_and_sources_join_labels() -> None:
     assert allowed(made, "10.1.0.1/32") == ["all.example", "web.example"]
 
 
+def test_what_selects_more_than_a_client_network_selects_it() -> None:
+    made = planned(policy("all", "all.example", "sourceCIDRs: [0.0.0.0/0]"), lets=True)
+    assert allowed(made, "10.0.0.0/8") == ["all.example"]
+    assert made.under[network("fd00::/16")] == EXEMPT
+    assert not made.told
+    labelled = planned(machine("site", "8.0.0.0/6", app="web"), policy("web", "web.example", by_label("web")))
+    assert allowed(labelled, "10.0.0.0/8") == ["web.example"]
+    assert labelled.titles[network("10.0.0.0/8")] == "site"
+
+
 def test_a_registered_machine_that_nothing_selects_is_as_an_unregistered_one() -> None:
     one = machine("one", "10.1.0.1", app="web")
     made = planned(one)

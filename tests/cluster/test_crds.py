@@ -101,9 +101,11 @@ def test_an_example_applies(crds_applied: ApiServer, path: Path) -> None:
     crds_applied.kubectl("apply", "--dry-run=server", "-f", "-", input=text)
 
 
-def test_the_policy_of_the_readme_applies(crds_applied: ApiServer) -> None:
-    (policy,) = re.findall(r"```yaml\n(apiVersion: egress.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
-    assert "created" in crds_applied.kubectl("apply", "--dry-run=server", "-f", "-", input=policy)
+def test_the_policies_of_the_readme_apply(crds_applied: ApiServer) -> None:
+    policies = re.findall(r"```yaml\n(apiVersion: egress.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
+    assert len(policies) > 1
+    for policy in policies:
+        assert "created" in crds_applied.kubectl("apply", "--dry-run=server", "-f", "-", input=policy)
 
 
 EVERYTHING = egress(

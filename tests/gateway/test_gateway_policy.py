@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.gates import POLICIES, Gates, gated
+from tests.gateway.gates import HEALTH, POLICIES, Gates, gated
 from tests.gateway.lab import CLIENTS, FAR4, FAR6, FAR_MTU, PUBLIC4, PUBLIC6, VMS, ZONE, GatewayLab
 from tests.gateway.measures import Witness, counted, forged
 from tests.topology import wait_for
@@ -223,3 +224,27 @@ def test_a_configuration_that_changes_is_followed_and_stays(gates: Gates) -> Non
     finally:
         gate.config.write_text(before)
     wait_for(lambda: lab.inside("vm3", asked) == "connected", "the client again")
+
+
+def test_skouter_off_beside_its_agent_opens_and_stays(gates: Gates) -> None:
+    lab = gates.lab
+    gate = gates[lab.gateway_of("vm1")]
+    refused = f"connect({ZONE['example.org'][0]!r}, seconds=0.5)"
+    assert lab.inside("vm1", refused) == "ECONNREFUSED"
+    subprocess.run(gate.command("off"), capture_output=True, check=True)
+    try:
+        assert lab.inside("vm1", refused) == "connected"
+        wait_for(lambda: "off was used" in gate.said(), "that the agent has looked again")
+        assert lab.inside("vm1", refused) == "connected"
+    finally:
+        gate.agent.kill()
+        gate.agent.wait()
+        gate.restart()
+    wait_for(lambda: lab.inside("vm1", refused) == "ECONNREFUSED", "what is refused")
+
+
+def test_ATTACK_a_machine_holds_the_connections_of_whoever_asks_for_readiness(gates: Gates) -> None:
+    lab, gate = gates.lab, gates[gates.lab.gateway_of("vm1")]
+    code = f"[keep(f'silent {{n}}', lambda: opened({gate.gateway.inside4!r}, {HEALTH})) for n in range(40)]"
+    lab.inside("vm1", f"len({code})")
+    assert gate.probe()[0] == 200

@@ -20,7 +20,7 @@ import pytest
 from bpf import events, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from gateway import allow, place, policy
+from gateway import allow, place, policy, room
 from gateway.automata import Made
 from gateway.engine import Engine
 from gateway.homes import Homes
@@ -557,6 +557,35 @@ def test_where_quotas_shrink_the_places_beyond_are_emptied(
     assert many * most // 2 <= contract().maps["flows"].entries < many * most
     assert {int(key.number) for key, _ in ring.items()} == {0, 1}
     assert sorted(keys(w.b, "flows")) == sorted(placed(w.b, "flow_ring"))
+
+
+def test_a_machine_s_open_connections_outlive_a_quota_that_shrinks(
+    bench: Bench, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine behind the gateway must not end them; what is over goes, and the rest when it is."""
+    later = 10**6 * SECOND  # this machine may have started just now
+    monkeypatch.setattr(room.time, "clock_gettime_ns", lambda _clock: later)
+    machine = 1 << contract().constant("MACHINE_BIT") | 1
+    owner = machine | 1 << contract().constant("LINK_BIT")
+    most, ago = contract().constant("MACHINE_FLOWS"), {0: 0, 1: 3600, 2: 10**5}  # seconds
+    bench.put("workloads", machine, (POLICY,))
+    bench.d.set(flows=most)
+    for number, seconds in ago.items():
+        ports = (number.to_bytes(2, "big"), (443).to_bytes(2, "big"))
+        key = (owner, (bytes(16), bytes(16), *ports, socket.IPPROTO_TCP))
+        bench.d["flow_ring"][owner, most - 1 - number] = key
+        bench.d["flows"][key] = {"tuple": key[1], "seen": later - seconds * SECOND}
+    bench.d["tallies"][owner] = (0, most, 0)
+    for number in range(1, 200):
+        bench.put("workloads", number, (POLICY,))
+    engine.room.share()
+    assert bench.d["settings"][0].flows < most
+    assert {int(key.number) for key, _ in bench.d["flow_ring"].items()} == {most - 1, most - 2}
+    for key, flow in list(bench.d["flows"].items()):
+        flow.phase = 2  # its client has ended it
+        bench.d["flows"][bytes(contract().ffi.buffer(key))] = flow[0]
+    engine.room.tidy()
+    assert [int(key.number) for key, _ in bench.d["flow_ring"].items()] == [most - 1]
 
 
 def test_of_a_workload_that_ended_no_table_keeps_a_row(

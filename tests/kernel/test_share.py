@@ -231,7 +231,7 @@ async def test_two_gateways_whose_numbers_differ_tell_each_other(circle: Circle,
     await other.ready.wait()
     assert {address for address, _ in there(b, 21)} == set(many)
     assert all(990 < seconds < 1000 for seconds in there(b, 21).values())
-    assert other.numbers()["facts refused"] == 2
+    assert other.numbers()["facts refused"] >= 2  # what comes late is asked for again
     for gateway, number, hears in ((one, 20, 21), (other, 21, 20)):
         address = p.packed(f"192.0.2.{number}")
         share.adopt(b.d, number, [(PEER, address, 1000)])

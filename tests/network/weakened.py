@@ -87,7 +87,7 @@ WEAKENED: dict[str, Edits] = {
                 "answer = p.protocol == IPPROTO_UDP;",
             ),
         ),
-        ("bpf/learn.h", ("if (r->mapped || never_learned(s, r->address)) {", "if (0) {")),
+        ("bpf/learn.h", ("if (r->mapped || never_learned(r->address, s->cluster)) {", "if (0) {")),
     ),
     "one readable question, from an address of its own": edits(
         ("bpf/questions.h", ("if (!skb->gso_size && !load_message", "if (!load_message")),
