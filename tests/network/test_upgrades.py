@@ -26,7 +26,7 @@ import pytest
 from bpf.versions import layouts
 from gateway import place
 from tests.network.conftest import MANY_NETWORK, REFUSED4
-from tests.topology import ATTACKER, DNS4, Lab, end
+from tests.topology import ATTACKER, DNS4, PATIENCE, Lab, end
 from tests.variants import environment, variant
 
 SWAPS = int(os.environ.get("SKOUTER_SWAPS", "20"))
@@ -80,7 +80,7 @@ class Starter:
     def whole(self, version: Path) -> float:
         """A start to its end; the seconds that it took."""
         begun = time.monotonic()
-        _, said = (process := self.start(version)).communicate(timeout=60)
+        _, said = (process := self.start(version)).communicate(timeout=60 * PATIENCE)
         assert process.returncode == 0, said
         return time.monotonic() - begun
 
