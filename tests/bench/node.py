@@ -26,6 +26,7 @@ from tests.tools import build
 from tests.topology import Lab, wait_for
 
 PODS, CHANGES, STARTS, IDLE = 250, 100, 20, 600  # the last in seconds
+CALM = 5  # percent of a processor
 SINK = "192.0.2.80"
 OUT = Path("build") / "bench-node.md"
 SENDING = f"""
@@ -134,7 +135,7 @@ def main(idle: float) -> None:
         pod = made.run(made.create("sender", {"app": "sender"}))
         with made.agent("--health", made.folder / "health", seconds=300) as launcher:
             pid = agent_of(launcher)
-            wait_for(lambda: percent(pid, 2) < 2, "a calm agent", 120)
+            wait_for(lambda: percent(pid, 2) < CALM, "a calm agent", 120)
             row("RSS of an agent, one pod", f"{rss(pid) >> 20} MiB")
             sender = Sender(pod)
             row(
@@ -152,7 +153,7 @@ def main(idle: float) -> None:
                 small(made, made.create(f"p{n}", {"app": f"a{n % 10}"})["metadata"]["uid"])
                 for n in range(PODS)
             ]
-            wait_for(lambda: percent(pid, 2) < 2, "a calm agent", 300)
+            wait_for(lambda: percent(pid, 2) < CALM, "a calm agent", 300)
             row(f"the same change among {PODS} pods, p50 / p99", quantiles(changes(made, Sender(pod))))
             before, began = requests(made), time.monotonic()
             row(f"processor, idle, {PODS} pods", f"{percent(pid, idle):.2f} %", f"over {idle:.0f} s")
