@@ -84,7 +84,8 @@ def change(made: Kubelet, allowed: bool) -> float:
 def changes(made: Kubelet, sender: Sender) -> list[float]:
     """Seconds from each request to what it meant."""
     took, allowed = [], False
-    sender.turned(False)
+    change(made, allowed)
+    sender.turned(allowed)
     for _ in range(CHANGES):
         allowed = not allowed
         began = change(made, allowed)
