@@ -124,7 +124,7 @@ class _Agent:
                 if self.pods:
                     self.nursery.start_soon(follow_interfaces, self.pods.homes, self._look_at_pod)
                 if self.gate:
-                    self.nursery.start_soon(self.gate.run, self.enforcement)
+                    self.nursery.start_soon(self.gate.run)
                 self.nursery.start_soon(self.dns.serve)
                 self.nursery.start_soon(duties.attend, self)
 

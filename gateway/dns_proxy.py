@@ -29,6 +29,7 @@ import trio
 
 from bpf.ask import Asker, Door, Ends
 from gateway import dns_messages as dns
+from gateway.dns_service import LOOPBACKS
 
 Who = Callable[[Ends], Asker | None]  # of a connection that was accepted
 Key = tuple[int, bytes]
@@ -37,7 +38,6 @@ ABORT = struct.pack("ii", 1, 0)  # struct linger: the peer gets a reset
 PIECE = 16384  # bytes that are read at once
 AT_ONCE = 64  # connections that are accepted in a row
 OUT_OF_ROOM = 0.1  # seconds to wait where there are no descriptors left
-LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 UNREAD = b""  # in place of a question: an answer that teaches nothing, known by its id alone
 
 
@@ -220,7 +220,7 @@ class _Session:
         address, port = str(self.asker.server), self.asker.server_port
         family = socket.AF_INET if self.asker.server.version == 4 else socket.AF_INET6
         if self.proxy.upstream:
-            address, port = LOOPBACK[family], self.proxy.upstream
+            address, port = dict(LOOPBACKS)[family], self.proxy.upstream
         made = trio.socket.socket(family)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:

@@ -35,8 +35,8 @@ from gateway.open_sockets import sweep_carried
 from gateway.plan import EXEMPT, Plan, Ranges, Wanted
 from gateway.policy import Policy
 from gateway.resolvers import Resolver
+from gateway.room import is_machine
 from gateway.settings import HOST
-from gateway.sources import is_machine
 from gateway.states import EngineError, locked, states
 from routing.links import Ways
 from routing.own import Home

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from dnslib import DNSError, DNSRecord
 
 from bpf.events import Event
 from bpf.load import GATEWAY
+from gateway.dns_service import LOOPBACKS
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.gateway_settings import AUTO, DNS_PORT, GatewaySettings
@@ -45,7 +45,6 @@ from routing.steering import Marks
 TOGETHER = 0.05  # seconds in which changes of nftables are one
 AGAIN, PATIENCE = 2.0, 1.0  # seconds between two questions to the resolver, and for its answer
 QUESTION = "localhost."  # every resolver answers it by itself: whether it lives, not whether its upstreams do
-LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 LARGEST = 4096
 SIOCGIFHWADDR, ETHERNET = 0x8927, 1  # netdevice(7), linux/if_arp.h
 
@@ -65,7 +64,6 @@ class Gate:
         self.failed: tuple[str, ...] = ()
         self.fallen: tuple[str, ...] = ("nothing is forwarded yet",)
         self.inside = self.outside = ""
-        self._standing = threading.Lock()
         self._is_on: Callable[[], bool] = bool  # no: nothing is enforced before there is a plan
         self.answers = self.draining = False
 
@@ -107,19 +105,18 @@ class Gate:
         """The programs and the way out, as far as they are not there; not after `skouter off` or `uninstall`.
         Raises :class:`OSError`."""
         where = self.engine.where
-        with self._standing, locked(where):
+        with locked(where):
             if not self._is_on():
                 return
             own = self._own
-            self.inside, self.outside = _interface(own.inside), _interface(own.outside)
+            made = forwarding_of(self.settings, self.engine.links.marks)
+            (self.inside,), (self.outside,) = made.inside, made.outside
             behind = own.dns.port if own.dns.port != DNS_PORT else 0
             self.engine.datapath.set(dns_port=behind, pick_up=int(own.snat == "none"))
             programs = self.engine.datapath.for_gateway()
             self.programs.attach(socket.if_nametoindex(self.inside), programs, self.programs.pinned())
             self.engine.links.steer(where.name)
-            forwarding.apply(
-                where.name, forwarding_of(self.settings, self.engine.links.marks), where.state / FORWARDING
-            )
+            forwarding.apply(where.name, made, where.state / FORWARDING)
 
     def look_again(self) -> None:
         """Makes what is not there, or what somebody took away."""
@@ -171,22 +168,22 @@ class Gate:
         with trio.move_on_after(self._own.drain):
             await anext(signals)
 
-    async def run(self, held: Enforcement) -> None:
+    async def run(self) -> None:
         """For ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.ask_resolver)
-            nursery.start_soon(self._follow_tables, held)
+            nursery.start_soon(self._follow_tables)
             if self.neighbours:
                 nursery.start_soon(self.neighbours.peers.run)
 
-    async def _follow_tables(self, held: Enforcement) -> None:
+    async def _follow_tables(self) -> None:
         """Whoever flushes nftables is not waited out. `skouter off` opens them, and means it."""
         with forwarding.changes() as changes:
             while True:
                 await trio.lowlevel.wait_readable(changes)
                 await trio.sleep(TOGETHER)
                 forwarding.drain(changes)
-                if held.is_attached:
+                if self._is_on():
                     await trio.to_thread.run_sync(self.look_again)
 
     async def ask_resolver(self) -> None:

@@ -106,10 +106,6 @@ def workload_id(source: Network) -> int:
     return 1 << contract().constant("MACHINE_BIT") | int.from_bytes(digest, "little")
 
 
-def is_machine(identity: int) -> bool:
-    return bool(identity >> contract().constant("MACHINE_BIT") & 1)
-
-
 def _around(source: Network, rows: Mapping[Network, int]) -> int | None:
     """What its packets lead to so far."""
     found = [network for network in rows if inside(source, network)]
