@@ -282,9 +282,6 @@ class World:
             found |= marker in seen
         return found
 
-    def counting(self) -> object:
-        return self.b.counting(POLICY)
-
     def counts(self) -> dict[str, int]:
         return self.b.counted((POLICY,))
 

@@ -409,13 +409,14 @@ def test_what_is_missed_is_held_back_once_then_refused(m: Machines, version: int
     syn = [segment(BAD[version], p.SYN, b"loot;", ports=(port, 80)) for port in range(5000, 5003)]
     with m.b.counting(POLICY) as counts, m.events() as told:
         assert not m.leaves(*syn, marker=b"loot;")
-        assert {(e.reason, str(e.remote)) for e in told()} == {("HELD_BACK", BAD[version])}
+        assert {e.reason for e in told() if str(e.remote) == BAD[version]} == {"HELD_BACK"}
     assert counts["HELD_BACK"] == 3
     for key, miss in list(m.b.d["misses"].items()):
         m.b.d["misses"][key[0]] = (miss.time - 3 * SECOND,)
     with m.b.counting(POLICY) as counts:
         assert refusal(m, version, BAD[version]) < AT_ONCE
-    assert counts == {"NOT_ALLOWED": 1}
+    assert counts["NOT_ALLOWED"] == 1
+    assert "HELD_BACK" not in counts
     for key, miss in list(m.b.d["misses"].items()):
         m.b.d["misses"][key[0]] = (miss.time - 11 * SECOND,)
     with m.b.counting(POLICY) as counts:
