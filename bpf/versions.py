@@ -10,8 +10,10 @@ Rules this file obeys:
 - Who starts has its own layout decide in the end. If it does already, whatever else is there is left over. If
   it does not, what there is of it is not whole: away with it, and everything is taken over from the layout
   that decides. If none does, nothing was filtered, and there is nothing to take over.
-- Programs of links are replaced when the new half decides, before anything that is older goes: until then
-  they decide by the older maps, whatever stands in the settings there (flows.h).
+- Programs of links are made before anything is copied, since that takes seconds, and put in the place of
+  older ones when the new half decides, before anything that is older goes: until then these decide by the
+  older maps, whatever stands in the settings there (flows.h). What they learn while the last rows are copied
+  is lost.
 - Programs are detached before they are unpinned, and unpinned before their maps: so what is attached can
   always be found by its pins, and detached (`skouter off`), whoever died in between.
 - Whoever calls this holds the instance's lock.
@@ -39,6 +41,7 @@ from bpf.load import HOOKS, build, maps_folder, programs_folder
 from bpf.migrate import Migration
 
 Sockets = Callable[[int], Iterable[tuple[int, bytes]]]
+Links = Callable[[Datapath], Callable[[], None]]  # makes programs of links; what that returns puts them there
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,14 @@ def bring_up(
     cgroups: Sequence[Path],
     sockets: Sockets = carry.sockets,
     flags: tuple[str, ...] = (),
-    links: Callable[[Datapath], None] = lambda _: None,
+    links: Links = lambda _: lambda: None,
 ) -> Datapath:
     """The kernel half of this version below `root`; where another one decided, attached in its place.
 
     `cgroups` are the folders to which programs may be attached. `sockets` lists what is kept with each socket
-    (carry.py). `links` puts the new programs in the place of older ones on every link: it is called when the
-    new half decides and what is older is still pinned. Raises :class:`DatapathError`: then whatever decided
-    before goes on to do so.
+    (carry.py). `links` makes new programs where older ones are on links; what it returns puts them in their
+    places, and is called when the new half decides and what is older is still pinned. Raises
+    :class:`DatapathError`: then whatever decided before goes on to do so.
     """
     cgroups = [cgroup for cgroup in cgroups if cgroup.is_dir()]
     there = layouts(root, run)
@@ -119,8 +122,7 @@ def bring_up(
         loaded = load(root, flags)
         replace_older(loaded, cgroups, links)
     else:
-        loaded = take_over(before, run, cgroups, sockets, flags)
-        links(loaded)
+        loaded = take_over(before, run, cgroups, sockets, flags, links)
         left_over.append(before)
     for one in left_over:
         remove(one, run, cgroups)
@@ -130,13 +132,19 @@ def bring_up(
 
 
 def take_over(
-    before: Layout, run: Path, cgroups: Sequence[Path], sockets: Sockets, flags: tuple[str, ...]
+    before: Layout,
+    run: Path,
+    cgroups: Sequence[Path],
+    sockets: Sockets,
+    flags: tuple[str, ...],
+    links: Links,
 ) -> Datapath:
     """New maps and programs, which decide when this returns; undone where that can't be."""
     assert before.contract is not None
     try:
         build(before.root, flags)
         loaded = Datapath(before.root)
+        put_on_links = links(loaded)
         migration = Migration(before.folder, before.contract, loaded)
         migration.prepare()
         attach_beside(before, loaded, cgroups)
@@ -145,6 +153,7 @@ def take_over(
         remove(Layout(before.root, maps_folder(before.root), contract()), run, cgroups)
         raise
     migration.flip()
+    put_on_links()
     return loaded
 
 
@@ -158,15 +167,16 @@ def attach_beside(before: Layout, loaded: Datapath, cgroups: Sequence[Path]) -> 
         loaded.join(cgroup, [name for name in HOOKS if name in names])
 
 
-def replace_older(loaded: Datapath, cgroups: Sequence[Path], links: Callable[[Datapath], None]) -> None:
+def replace_older(loaded: Datapath, cgroups: Sequence[Path], links: Links) -> None:
     """Programs of another text over the same maps: ours are attached first."""
     mine = programs_folder(loaded.root)
     layout = Layout(loaded.root, maps_folder(loaded.root), contract())
     older = {number: path for number, path in layout.programs().items() if path.parent != mine}
+    put_on_links = links(loaded)
     for cgroup in cgroups:
         names = {older[number].name for number in attached(cgroup) & older.keys()}
         loaded.join(cgroup, [name for name in HOOKS if name in names])
-    links(loaded)
+    put_on_links()
     _detach_and_unpin(older, cgroups)
 
 

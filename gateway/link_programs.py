@@ -93,14 +93,21 @@ class LinkPrograms:
                     gone.append(f"{name} from {interface}")
         return gone
 
-    def replace_all(self, programs: Callable[[], Mapping[str, int]]) -> None:
-        """These programs wherever others of ours are; they are asked for only where there are any."""
+    def judged(self) -> Iterator[int]:
+        """Interfaces that programs of ours judge."""
         ours = self.pinned()
         filtered = netlink.with_filters() if not self.by_tcx else []
         for index, _name in socket.if_nameindex():
             with _unless_gone():
                 if (self.by_tcx or index in filtered) and self._is_judged(index, ours):
-                    self.attach(index, programs(), ours)
+                    yield index
+
+    def replace_all(self, programs: Mapping[str, int]) -> None:
+        """These programs wherever others of ours are."""
+        ours = self.pinned()
+        for index in self.judged():
+            with _unless_gone():
+                self.attach(index, programs, ours)
 
     # ---- Both forms ---------------------------------------------------------------------------------------
 
@@ -165,10 +172,19 @@ class LinkPrograms:
         return bool(mine)
 
 
-def replace_on_links(loaded: Datapath) -> None:
-    """The programs of a version that takes over, in the place of all others that are pinned beside them."""
-    LinkPrograms(loaded.root).replace_all(loaded.for_links)
-    LinkPrograms(loaded.root, GATEWAY).replace_all(loaded.for_gateway)
+def replace_on_links(loaded: Datapath) -> Callable[[], None]:
+    """Makes the programs of a version that takes over, where older ones are; what puts them there instead."""
+    made = []
+    for family, programs in ((LINKS, loaded.for_links), (GATEWAY, loaded.for_gateway)):
+        there = LinkPrograms(loaded.root, family)
+        if any(there.judged()):
+            made.append((there, programs()))
+
+    def put() -> None:
+        for there, programs in made:
+            there.replace_all(programs)
+
+    return put
 
 
 def detach_everywhere(root: Path) -> list[str]:

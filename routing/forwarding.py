@@ -2,8 +2,8 @@
 
     nftables    who is forwarded, what is refused, SNAT (forwarding_table.py)
     rules       behind it: what nftables has not marked as admitted is refused, so that neither a gateway
-                without its program nor one without its table forwards anything; packets to this host itself
-                have been taken before, by the table of its own addresses
+                without its program nor one without its table forwards anything of clients; packets to this
+                host itself have been taken before, by the table of its own addresses
     settings    forwarding, at last, where the interfaces need it
 
 Rules this file obeys:

@@ -233,7 +233,7 @@ class Place:
         self.root, self.run, self.cgroup, self.other = BPFFS / name, run, cgroup_root / name, other
         self.cgroup.mkdir()
 
-    def mine(self, links: Callable[[Datapath], None] = lambda _: None) -> Datapath:
+    def mine(self, links: versions.Links = lambda _: lambda: None) -> Datapath:
         """This version starts."""
         return versions.bring_up(self.root, self.run, [self.cgroup], links=links)
 
@@ -546,7 +546,7 @@ def test_another_text_over_the_same_maps_replaces_the_programs_and_their_pins(
 
 
 @pytest.mark.parametrize("moment", [None, "both decide, the old one not yet told", "the programs differ"])
-def test_links_are_given_new_programs_when_these_decide_and_the_older_ones_are_still_known(
+def test_programs_of_links_are_made_first_and_put_there_when_they_decide_and_older_ones_are_still_known(
     moment: str | None, filled: tuple[Place, dict[str, Any]], tmp_path: Path
 ) -> None:
     """Where the older ones are unpinned nobody can tell any more that they are ours."""
@@ -562,11 +562,17 @@ def test_links_are_given_new_programs_when_these_decide_and_the_older_ones_are_s
     mine: set[int] = set()
     asked: list[set[int]] = []
 
-    def links(loaded: Datapath) -> None:
-        assert contract().layout in [one.name for one in place.deciding()]
-        assert loaded["settings"][0].shadow == 0
+    def links(loaded: Datapath) -> Callable[[], None]:
         mine.add(int(kernel.program_info(loaded.programs["egress"]).id))
-        asked.append(datapath.pinned_programs(place.root, "egress"))
+        with datapath.open_folder(place.cgroup) as target:
+            assert not mine & {number for _, number in kernel.attachments(target)}, "the clock runs"
+
+        def put() -> None:
+            assert contract().layout in [one.name for one in place.deciding()]
+            assert loaded["settings"][0].shadow == 0
+            asked.append(datapath.pinned_programs(place.root, "egress"))
+
+        return put
 
     place.mine(links).close()
     assert asked == [older | mine]

@@ -231,7 +231,7 @@ def test_a_link_is_judged_then_by_another_version_then_not_at_all(
     assert standing(host, on, old) == (True, "")
     assert not reaches(host, pod)
     attach(host, on, old)
-    host.do(lambda: on.replace_all(lambda: new.programs))
+    host.do(lambda: on.replace_all(new.programs))
     assert standing(host, on, old) == (False, "")
     assert standing(host, on, new) == (True, "")
     assert reaches(host, pod)
@@ -257,7 +257,7 @@ def test_a_gateway_s_programs_come_and_go_beside_those_of_a_link(
     attach(host, links, link)
     attach(host, gates, shut)
     assert not reaches(host, pod)
-    host.do(lambda: gates.replace_all(lambda: opened.programs))
+    host.do(lambda: gates.replace_all(opened.programs))
     assert reaches(host, pod)
     assert standing(host, gates, opened)[0]
     assert standing(host, links, link)[0]
