@@ -57,7 +57,7 @@ format: $(VENV)/ready-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# The definitions for the API server, after a change of gateway/schema.py or gateway/cel.py.
+# The definitions for the API server, after a change of gateway/policies/schema.py or gateway/policies/cel.py.
 crds: $(VENV)/ready
 	$(BIN)/python -m deploy.crds
 

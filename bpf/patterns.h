@@ -1,6 +1,6 @@
 /* patterns.h: which regular expressions of a policy match this name.
  *
- * All expressions of a policy are one automaton (a minimal DFA, gateway/patterns.py) in a map of its own that
+ * All expressions of a policy are one automaton (a minimal DFA, gateway/policies/patterns.py) in a map of its own that
  * the policy's number leads to; policies with equal expressions lead to the same one, and a change swaps it in
  * one write. It is walked over the lower-case name, character by character, from state 1; state 0 is dead. The
  * state in which the name ends says which peers want it.

@@ -1,4 +1,4 @@
-/* share.h: what another gateway has learned (gateway/peers.py).
+/* share.h: what another gateway has learned (gateway/peers/talk.py).
  *
  *   share   attached nowhere: the agent has it run (BPF_PROG_TEST_RUN, bpf/share.py) on a frame of facts,
  *           FACTS_AT_ONCE of them at most, and finds in the control block how many were taken

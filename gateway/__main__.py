@@ -19,9 +19,10 @@ REFUSED, WRONG = 1, 2
 def do_run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from gateway import allow, place, policy, resolvers
+    from gateway import place, resolvers
     from gateway.numbers import Options
-    from gateway.records import Egress
+    from gateway.policies import allow, policy
+    from gateway.policies.records import Egress
     from gateway.run import Request, run
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
@@ -95,7 +96,7 @@ def do_gateway(arguments: argparse.Namespace) -> int:
     if arguments.make_key:
         import secrets
 
-        from gateway.sealing import SECRET, key_text
+        from gateway.peers.sealing import SECRET, key_text
 
         print(key_text(secrets.token_bytes(SECRET)), end="")
         return 0
@@ -157,8 +158,8 @@ def do_check(arguments: argparse.Namespace) -> int:
 
 
 def do_explain(arguments: argparse.Namespace) -> int:
-    from gateway import allow
-    from gateway.explain import explain
+    from gateway.policies import allow
+    from gateway.policies.explain import explain
 
     objects, problems = read_files(arguments.files)
     if problems:
@@ -238,8 +239,8 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
     """Objects and problems of all files, - being standard input; one that can't be read is a problem too."""
     if not paths:
         return [], []
-    from gateway import documents
-    from gateway.records import Problem
+    from gateway.policies import documents
+    from gateway.policies.records import Problem
 
     objects: list[Any] = []
     problems: list[Any] = []
@@ -258,7 +259,7 @@ def read_files(paths: list[Path]) -> tuple[list[Any], list[Any]]:
 
 
 def workload_of(arguments: argparse.Namespace, namespace_labels: str = "") -> Any:
-    from gateway.selection import Workload
+    from gateway.policies.selection import Workload
 
     return Workload(
         "command",
@@ -269,8 +270,8 @@ def workload_of(arguments: argparse.Namespace, namespace_labels: str = "") -> An
 
 
 def machine_of(source: str, objects: list[Any]) -> Any:
-    from gateway.addresses import BadAddressError, parse_address
-    from gateway.selection import machine_at
+    from gateway.policies.addresses import BadAddressError, parse_address
+    from gateway.policies.selection import machine_at
 
     try:
         return machine_at(objects, parse_address(source))
@@ -289,7 +290,7 @@ def labels_of(option: str, text: str) -> dict[str, str]:
 
 
 def select(egresses: list[Any], arguments: argparse.Namespace) -> list[Any]:
-    from gateway.selection import selecting
+    from gateway.policies.selection import selecting
 
     chosen = list(selecting(egresses, workload_of(arguments)))
     if not chosen:
@@ -339,8 +340,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _guarded(arguments: argparse.Namespace) -> int:
     """Errors that a person can mend are sentences; everything else is a bug and keeps its traceback."""
-    from gateway.allow import BadAllowError
     from gateway.cgroups import CgroupError
+    from gateway.policies.allow import BadAllowError
 
     try:
         return int(COMMANDS[arguments.do](arguments))

@@ -24,26 +24,27 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from bpf.events import Event
-from gateway import duties, kubelet, lifelines, machines
-from gateway.api_following import away, first, follow, mirror, source
+from gateway import duties, lifelines, machines
 from gateway.bulletin import Board, Bulletin
 from gateway.cgroup_tree import CgroupTree
 from gateway.dns_service import AgentProxy
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.good_files import GoodFiles
-from gateway.node_pods import NodePods, refuse_version_1
+from gateway.kubernetes import kubelet
+from gateway.kubernetes.api_following import away, first, follow, mirror, source
+from gateway.kubernetes.node_pods import NodePods, refuse_version_1
+from gateway.kubernetes.pod_homes import follow_interfaces
+from gateway.kubernetes.succession import LET_GO, Parting, parting
 from gateway.notify import NOTICE, Notifier, say
 from gateway.numbers import Options
 from gateway.place import Place
 from gateway.plan import Guard, Plan, believable, is_of_interest, plan, select
-from gateway.pod_homes import follow_interfaces
 from gateway.refusals import Refusals
 from gateway.request import Request
 from gateway.settings import Settings
 from gateway.source_files import Documents, PolicyFiles
 from gateway.states import EngineError
-from gateway.succession import LET_GO, Parting, parting
 from gateway.surroundings import Surroundings, look
 from routing.own import changes, drain
 from routing.steering import Marks

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpf.load import OBJECTS
-from gateway import dfa
-from gateway.dfa import PEERS, STATES, Automaton, Compiled, State, TooLargeError
-from gateway.patterns import ALPHABET, Regex
-from gateway.policy import Policy
+from gateway.policies import dfa
+from gateway.policies.dfa import PEERS, STATES, Automaton, Compiled, State, TooLargeError
+from gateway.policies.patterns import ALPHABET, Regex
+from gateway.policies.policy import Policy
 
 SECONDS = 10.0  # for one set of expressions; to find those at fault, PATIENCE times that
 PATIENCE = 3
@@ -74,7 +74,7 @@ def automaton_of(policy: Policy, seconds: float = SECONDS, memory: int = MEMORY)
 
 
 def compile(wanted: Wanted, seconds: float = SECONDS, memory: int = MEMORY) -> Compiled:
-    """The same as :func:`gateway.dfa.compile`, within limits; raises :class:`PatternError`."""
+    """The same as :func:`gateway.policies.dfa.compile`, within limits; raises :class:`PatternError`."""
     with _Child(memory) as child:
         return child.compile(wanted, seconds)
 

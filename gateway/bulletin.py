@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.kubernetes.succession import claim
 from gateway.notify import ERR, NOTICE, say
 from gateway.place import Place
 from gateway.states import is_owned, read_state, write_state
-from gateway.succession import claim
 
 NAME = "agent"
 

@@ -18,7 +18,7 @@ from typing import Any
 from gateway import cgroups
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
-from gateway.policy import Policy
+from gateway.policies.policy import Policy
 from gateway.probe import check_refused
 from gateway.states import is_command, is_owned, locked, read_state, record, records, write_state
 from routing.own import Home

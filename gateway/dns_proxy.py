@@ -29,7 +29,7 @@ import trio
 
 from bpf.ask import Asker, Door, Ends
 from gateway import dns_messages as dns
-from gateway.dns_service import LOOPBACKS
+from routing.own import LOOPBACKS
 
 Who = Callable[[Ends], Asker | None]  # of a connection that was accepted
 Key = tuple[int, bytes]

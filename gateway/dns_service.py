@@ -16,14 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from bpf.datapath import Datapath
-from routing.own import namespace_cookie
+from routing.own import LOOPBACKS, namespace_cookie
 
 BACKLOG = 1024
 TRANSPARENT = {  # linux/in.h, linux/in6.h: IP_TRANSPARENT, IPV6_TRANSPARENT
     socket.AF_INET: (socket.IPPROTO_IP, 19),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 75),
 }
-LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
 class Listeners:

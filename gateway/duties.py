@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from gateway import startup_taint
 from gateway.bulletin import Bulletin
 from gateway.health import Report, Sources, serve_here, serve_network, serve_plainly
+from gateway.kubernetes import startup_taint
 from gateway.links import ATTACHED, BYPASSED, NONE
 from gateway.metrics import Numbers
 from gateway.notify import NOTICE, WARNING, say
 from gateway.request import Request
 
 if TYPE_CHECKING:
-    from gateway.api_server import Door
     from gateway.dns_service import AgentProxy
     from gateway.gate import Gate
+    from gateway.kubernetes.api_server import Door
+    from gateway.kubernetes.source import Kubernetes
     from gateway.settings import Settings
-    from gateway.source_kubernetes import Kubernetes
 
 HUNG = 300.0  # seconds after which a step is taken to hang
 AGAIN = 2.0  # between two tries
@@ -105,7 +105,7 @@ def _links(pods: Iterable[Mapping[str, object]]) -> dict[str, int]:
 
 
 def _may_get(agent: Agent, token: str, path: str) -> bool:
-    from gateway.api_questions import may_get
+    from gateway.kubernetes.api_questions import may_get
 
     return agent.source is not None and may_get(agent.source.door, token, path)
 
@@ -115,7 +115,7 @@ def _may_get(agent: Agent, token: str, path: str) -> bool:
 
 async def _free(agent: Agent, door: Door, node: str) -> None:
     """Once, when pods are enforced here."""
-    from gateway.api_server import ServerError
+    from gateway.kubernetes.api_server import ServerError
 
     told = ""
     while True:

@@ -33,7 +33,7 @@ from gateway.links import State
 from gateway.numbers import Options
 from gateway.open_sockets import sweep_carried
 from gateway.plan import EXEMPT, Plan, Ranges, Wanted
-from gateway.policy import Policy
+from gateway.policies.policy import Policy
 from gateway.resolvers import Resolver
 from gateway.room import is_machine
 from gateway.settings import HOST

@@ -23,12 +23,12 @@ from bpf.contract import contract
 from bpf.datapath import DECIDING, Datapath
 from bpf.load import DatapathError
 from gateway import automata, cgroups, local_resolvers, moving, place, ranges
-from gateway.addresses import Network
 from gateway.homes import Homes, policy_of
 from gateway.link_programs import replace_on_links
 from gateway.links import Links
 from gateway.numbers import Numbers, Options, Written, describe_policy, differ
-from gateway.policy import Policy
+from gateway.policies.addresses import Network
+from gateway.policies.policy import Policy
 from gateway.room import Room
 from gateway.states import (
     NOTHING_SAID,

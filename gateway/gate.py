@@ -23,23 +23,22 @@ from dnslib import DNSError, DNSRecord
 
 from bpf.events import Event
 from bpf.load import GATEWAY
-from gateway.dns_service import LOOPBACKS
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.gateway_settings import AUTO, DNS_PORT, GatewaySettings
 from gateway.link_programs import LinkPrograms
 from gateway.machines import UNREGISTERED, Machines, plan
-from gateway.neighbours import Neighbours
 from gateway.numbers import Options
+from gateway.peers.neighbours import Neighbours
 from gateway.place import FORWARDING, Place
 from gateway.plan import Plan
-from gateway.records import Object
+from gateway.policies.records import Object
 from gateway.settings import Settings
 from gateway.sources import Sources
 from gateway.states import EngineError, locked
 from routing import forwarding
 from routing.forwarding import Forwarding
-from routing.own import Home
+from routing.own import LOOPBACKS, Home
 from routing.steering import Marks
 
 TOGETHER = 0.05  # seconds in which changes of nftables are one

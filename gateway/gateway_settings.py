@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
-from gateway.addresses import Address, BadAddressError, Network, Server, inside, parse_network, parse_server
-from gateway.names import BadNameError, normal
-from gateway.reading import SUBDOMAIN, Reading
+from gateway.policies.addresses import (
+    Address,
+    BadAddressError,
+    Network,
+    Server,
+    inside,
+    parse_network,
+    parse_server,
+)
+from gateway.policies.names import BadNameError, normal
+from gateway.policies.reading import SUBDOMAIN, Reading
 
 AUTO = "auto"
 DNS_PORT, PEERS_PORT, HEALTH_PORT = 53, 7946, 9808

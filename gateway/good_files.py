@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway import source_files
 from gateway.notify import ERR, NOTICE, say
-from gateway.records import Problem
+from gateway.policies.records import Problem
 from gateway.source_files import Documents, PolicyFiles, Texts, understand
 
 AtLength = Callable[[Callable[[], Any]], Awaitable[Any]]

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.addresses import Address
 from gateway.plan import Guard
+from gateway.policies.addresses import Address
 from gateway.resolvers import Resolver
 
 PROC = Path("/proc")

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from gateway.addresses import Network, inside
 from gateway.gateway_settings import GatewaySettings
 from gateway.groups import MACHINES, assign
+from gateway.kubernetes.pods import Terms, digest
 from gateway.plan import EXEMPT, Wanted
-from gateway.pods import Terms, digest
-from gateway.policy import Policy, union
-from gateway.records import Object
-from gateway.selection import machines, selecting
+from gateway.policies.addresses import Network, inside
+from gateway.policies.policy import Policy, union
+from gateway.policies.records import Object
+from gateway.policies.selection import machines, selecting
 
 UNREGISTERED = "unregistered"  # what a client is called that no object names
 NOTHING = Policy(only_allowed_names=True)  # not even a question leaves

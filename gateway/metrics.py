@@ -25,7 +25,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @dataclass(frozen=True, slots=True)
 class Numbers:
     """Of one agent, at one moment. `packets` is by policy, then by the contract's reason; `workloads` are
-    pods by what they are, an uncontained one is counted twice; `api` is what source_kubernetes counts."""
+    pods by what they are, an uncontained one is counted twice; `api` is what kubernetes/source.py counts."""
 
     version: str
     packets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -21,13 +21,13 @@ from bpf import datapath, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
 from bpf.events import pack_address
-from gateway import names, tables
 from gateway.automata import Made
-from gateway.dfa import PEERS, Automaton, State
-from gateway.policy import Policy, describe
+from gateway.policies import names, tables
+from gateway.policies.dfa import PEERS, Automaton, State
+from gateway.policies.policy import Policy, describe
+from gateway.policies.tables import Flags, Tables
 from gateway.resolvers import Resolver
 from gateway.states import EngineError
-from gateway.tables import Flags, Tables
 
 FLOOR, GRACE = 60, 60  # seconds: a grant lasts max(TTL, FLOOR) + GRACE
 OWNED = ("names", "suffixes", "prefixes", "rules", "services", "single_services", "resolvers")

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from gateway.addresses import Network, Server
-from gateway.policy import Policy, union
-from gateway.records import Egress, Object
-from gateway.selection import Workload, selecting
+from gateway.policies.addresses import Network, Server
+from gateway.policies.policy import Policy, union
+from gateway.policies.records import Egress, Object
+from gateway.policies.selection import Workload, selecting
 from gateway.settings import HOST, SUFFIXES, Member, Settings
 
 ROOT = "/"

@@ -17,8 +17,8 @@ from typing import Any
 from bpf.contract import contract
 from bpf.datapath import Table
 from bpf.events import pack_address
-from gateway import names
-from gateway.addresses import V4_MAPPED, Network, inside
+from gateway.policies import names
+from gateway.policies.addresses import V4_MAPPED, Network, inside
 
 Rows = dict[tuple[Any, ...], int]
 

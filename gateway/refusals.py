@@ -21,11 +21,11 @@ from bpf import kernel
 from bpf.events import SENTENCES, Event, decode
 from gateway.engine import Held
 from gateway.journal import Journal
-from gateway.node_pods import NodePods
+from gateway.kubernetes.node_pods import NodePods
 from gateway.notify import WARNING, say
 
 if TYPE_CHECKING:
-    from gateway.source_kubernetes import Kubernetes
+    from gateway.kubernetes.source import Kubernetes
 
 AGAIN = 5.0  # seconds between two looks at pods that seem to forge
 REASON = "EgressDenied"  # of the Events

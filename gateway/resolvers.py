@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.events import Address
-from gateway.addresses import BadAddressError, parse_server
-from gateway.names import BadNameError, normal
+from gateway.policies.addresses import BadAddressError, parse_server
+from gateway.policies.names import BadNameError, normal
 
 STUB = "127.0.0.53"
 RESOLV_CONF = Path("/etc/resolv.conf")

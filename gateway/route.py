@@ -15,9 +15,9 @@ from pathlib import Path
 
 import trio
 
-from gateway.addresses import Address
 from gateway.notify import ERR, NOTICE, Notifier, say
 from gateway.place import ROUTE, Place
+from gateway.policies.addresses import Address
 from gateway.route_settings import RouteSettings
 from routing import interfaces, next_hops
 from routing.next_hops import Spread

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gateway import schema, yaml_nodes
-from gateway.addresses import Address, BadAddressError, Network, parse_address, parse_network
-from gateway.reading import Reading
-from gateway.records import Problem
+from gateway.policies import schema, yaml_nodes
+from gateway.policies.addresses import Address, BadAddressError, Network, parse_address, parse_network
+from gateway.policies.reading import Reading
+from gateway.policies.records import Problem
 
 PORT, EVERY, IN_A_ROW = 9808, 1, 2
 BUCKETS, IDLE, UNBALANCED = 256, 120, 0

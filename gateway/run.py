@@ -31,7 +31,7 @@ from gateway.commands import admit, dismiss
 from gateway.dns_service import ProxyThread
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
-from gateway.policy import Policy
+from gateway.policies.policy import Policy
 from gateway.privileges import User, become, confine, environment, invoking_user
 from gateway.report import Report
 from routing import own

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from gateway import gateway_settings, schema, yaml_nodes
-from gateway.addresses import Address, BadAddressError, Network, parse_network, parse_server
+from gateway import gateway_settings
 from gateway.gateway_settings import GatewaySettings
-from gateway.names import BadNameError, normal
-from gateway.reading import Reading, labels
-from gateway.records import Problem
-from gateway.selection import EXEMPT
+from gateway.policies import schema, yaml_nodes
+from gateway.policies.addresses import Address, BadAddressError, Network, parse_network, parse_server
+from gateway.policies.names import BadNameError, normal
+from gateway.policies.reading import Reading, labels
+from gateway.policies.records import Problem
+from gateway.policies.selection import EXEMPT
 
 HOST = "host"  # the name of the host's own traffic among the workloads
 COMMANDS = "run-"  # and the beginning of those of `skouter run`

@@ -24,8 +24,9 @@ import orjson
 import trio
 from inotify_simple import INotify, flags
 
-from gateway import documents, settings
-from gateway.records import Object, Problem
+from gateway import settings
+from gateway.policies import documents
+from gateway.policies.records import Object, Problem
 from gateway.settings import Settings
 
 SUFFIXES = (".yaml", ".yml", ".json")

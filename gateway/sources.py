@@ -18,10 +18,10 @@ from typing import Any
 
 from bpf.contract import contract
 from bpf.events import address, pack_address
-from gateway.addresses import Network, inside
 from gateway.engine import Engine, Held
 from gateway.homes import policy_of
 from gateway.plan import EXEMPT
+from gateway.policies.addresses import Network, inside
 from gateway.states import locked
 from routing.own import Home
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.addresses import Server
 from gateway.gateway_settings import GatewaySettings
+from gateway.policies.addresses import Server
 
 LARGEST = 1232  # bytes of an answer over UDP
 TCP = 1024  # clients at once over TCP: the proxy asks for all of them

@@ -15,6 +15,7 @@ from routing.namespaces import inside, namespaces
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LOCAL = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n +/32 host LOCAL")
+LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 NAMESPACE = Path("/proc/thread-self/ns/net")
 FIB_TRIE, IF_INET6 = "/proc/thread-self/net/fib_trie", "/proc/thread-self/net/if_inet6"
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14

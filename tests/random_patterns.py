@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from gateway import names, patterns
-from gateway.names import BadNameError
-from gateway.patterns import ALPHABET, BadPatternError
+from gateway.policies import names, patterns
+from gateway.policies.names import BadNameError
+from gateway.policies.patterns import ALPHABET, BadPatternError
 
 Random = random.Random
 SIX = [  # typical ones

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gateway import api_objects
-from gateway.api_objects import Condition, Item
-from gateway.cluster import Node, Pod
-from gateway.records import Egress
+from gateway.kubernetes import api_objects
+from gateway.kubernetes.api_objects import Condition, Item
+from gateway.kubernetes.cluster import Node, Pod
+from gateway.policies.records import Egress
 
 HASH = "5eb63bbbe01eeed093cb22bb8f5acdc3"
 

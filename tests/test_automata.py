@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway import automata, dfa, patterns
+from gateway import automata
 from gateway.automata import Made, PatternError
-from gateway.policy import ALL, Peer, Policy
+from gateway.policies import dfa, patterns
+from gateway.policies.policy import ALL, Peer, Policy
 from tests.topology import PATIENCE
 
 SECONDS = 100.0  # for a child: what else takes its share of the processors here must decide nothing

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from gateway import conditions
-from gateway.api_objects import Condition, Item
-from gateway.records import Egress, Problem
+from gateway.kubernetes import conditions
+from gateway.kubernetes.api_objects import Condition, Item
+from gateway.policies.records import Egress, Problem
 
 NOW = "2026-01-01T00:00:00Z"
 ITEM = Item(Egress("shop", "web"), uid="u", version="7", generation=3)

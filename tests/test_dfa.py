@@ -9,9 +9,9 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import dfa, patterns
-from gateway.dfa import PEERS, TooLargeError
-from gateway.patterns import ALPHABET
+from gateway.policies import dfa, patterns
+from gateway.policies.dfa import PEERS, TooLargeError
+from gateway.policies.patterns import ALPHABET
 from tests.random_patterns import SIX, is_name, is_pattern, near, node, pairs
 
 

@@ -11,9 +11,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import documents, patterns, schema, yaml_nodes
-from gateway.names import Pattern
-from gateway.records import Block, Egress, Expression, ExternalWorkload, Object, Ports, Rule, Selector
+from gateway.policies import documents, patterns, schema, yaml_nodes
+from gateway.policies.names import Pattern
+from gateway.policies.records import (
+    Block,
+    Egress,
+    Expression,
+    ExternalWorkload,
+    Object,
+    Ports,
+    Rule,
+    Selector,
+)
 from tests.refusals import REFUSALS, TEXTS, egress, rule
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "deploy" / "examples").glob("*.yaml"))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import documents, names, patterns, policy
-from gateway.explain import explain
-from gateway.records import Block, Egress, Ports, Rule, Selector
-from gateway.selection import Workload, machine_at, machines, selecting
+from gateway.policies import documents, names, patterns, policy
+from gateway.policies.explain import explain
+from gateway.policies.records import Block, Egress, Ports, Rule, Selector
+from gateway.policies.selection import Workload, machine_at, machines, selecting
 
 EXAMPLES = Path(__file__).parent.parent / "deploy" / "examples"
 WEB = Workload("pod", "web-1", labels={"app": "web"})

@@ -14,12 +14,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import facts, names, sealing
-from gateway.dumps import CHUNKS, SNAPSHOTS, UNUSED, Intake, Shelf
-from gateway.facts import Answer, Done, Dump, DumpRequest, Fact, Hello, MalformedError, Message, Push, Query
-from gateway.policy import Policy, union
-from gateway.records import Block, Egress, Ports, Rule, Selector
-from gateway.sealing import DERIVED, FORGET, SENDERS, SKEW, WINDOW, Keys, Opener, RefusedError, Sealer, Window
+from gateway.peers import facts, sealing
+from gateway.peers.dumps import CHUNKS, SNAPSHOTS, UNUSED, Intake, Shelf
+from gateway.peers.facts import (
+    Answer,
+    Done,
+    Dump,
+    DumpRequest,
+    Fact,
+    Hello,
+    MalformedError,
+    Message,
+    Push,
+    Query,
+)
+from gateway.peers.sealing import (
+    DERIVED,
+    FORGET,
+    SENDERS,
+    SKEW,
+    WINDOW,
+    Keys,
+    Opener,
+    RefusedError,
+    Sealer,
+    Window,
+)
+from gateway.policies import names
+from gateway.policies.policy import Policy, union
+from gateway.policies.records import Block, Egress, Ports, Rule, Selector
 
 OURS, THEIRS, THIRD = (bytes([n]) * facts.SESSION for n in (1, 2, 3))
 KEY, OTHER = (sealing.read_key(sealing.key_text(bytes([n]) * sealing.SECRET)) for n in (7, 8))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.kubelet import PodCgroup, is_of_interest, is_top, pods, read, tops
+from gateway.kubernetes.kubelet import PodCgroup, is_of_interest, is_top, pods, read, tops
 
 UID = "0b8f1f0e-5a3c-4a51-9c3e-0f3b5a4f7c11"
 FLAT = UID.replace("-", "_")

@@ -3,12 +3,12 @@
 import ipaddress
 from collections.abc import Mapping
 
-from gateway import documents
-from gateway.addresses import Network
 from gateway.gateway_settings import GatewaySettings
 from gateway.machines import NOTHING, Machines, acting, plan
 from gateway.plan import EXEMPT
-from gateway.records import Object
+from gateway.policies import documents
+from gateway.policies.addresses import Network
+from gateway.policies.records import Object
 
 API = "apiVersion: egress.skouter/v1alpha1\n"
 network = ipaddress.ip_network

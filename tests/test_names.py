@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway import names
-from gateway.names import BadNameError, Pattern
+from gateway.policies import names
+from gateway.policies.names import BadNameError, Pattern
 
 LABELS = st.text("ab-_0", min_size=1, max_size=3).filter(lambda label: not label.isdigit())
 NAMES = st.lists(LABELS, min_size=1, max_size=5).map(".".join)

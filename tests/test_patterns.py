@@ -5,7 +5,7 @@ import re
 import pytest
 import re2
 
-from gateway.patterns import ALPHABET, BadPatternError, matches, parse
+from gateway.policies.patterns import ALPHABET, BadPatternError, matches, parse
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from gateway import documents, settings
+from gateway import settings
 from gateway.plan import EXEMPT, Guard, Plan, believable, is_of_interest, plan, select
+from gateway.policies import documents
 
 OBJECTS = """
 apiVersion: egress.skouter/v1alpha1

@@ -1,8 +1,8 @@
 """Events of pods: each told once, counted, and never a flood."""
 
-from gateway import pod_events
-from gateway.cluster import Node, Pod
-from gateway.pod_events import PodEvents
+from gateway.kubernetes import pod_events
+from gateway.kubernetes.cluster import Node, Pod
+from gateway.kubernetes.pod_events import PodEvents
 
 POD = Pod("u-1", "shop", "web")
 START = 1_800_000_000.0

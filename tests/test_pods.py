@@ -7,12 +7,21 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway import documents
-from gateway.cluster import Cluster, Node, Pod
-from gateway.node_plan import extend
+from gateway.kubernetes.cluster import Cluster, Node, Pod
+from gateway.kubernetes.node_plan import extend
+from gateway.kubernetes.pods import (
+    Lookups,
+    Placement,
+    Selection,
+    Terms,
+    digest,
+    place,
+    raw_frames,
+    uncontained,
+)
 from gateway.plan import EXEMPT, Plan
-from gateway.pods import Lookups, Placement, Selection, Terms, digest, place, raw_frames, uncontained
-from gateway.policy import Policy
+from gateway.policies import documents
+from gateway.policies.policy import Policy
 from gateway.settings import ClusterSettings
 
 OBJECTS = """

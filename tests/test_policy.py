@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import names, patterns, policy
-from gateway.policy import ALL, Peer, Policy, PortRange, describe, merge, union
-from gateway.records import Block, Egress, Ports, Rule, Selector
+from gateway.policies import names, patterns, policy
+from gateway.policies.policy import ALL, Peer, Policy, PortRange, describe, merge, union
+from gateway.policies.records import Block, Egress, Ports, Rule, Selector
 
 A, B = names.parse("a.com"), names.parse("*.b.com")
 NET, PART = ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import documents, settings
+from gateway import settings
 from gateway.__main__ import parser
+from gateway.policies import documents
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -44,5 +45,6 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_the_files_of_the_readme_exist() -> None:
     root = Path(__file__).parent.parent
-    for name in set(re.findall(r"`(\w+\.(?:py|h|c))`", README)):
-        assert list(root.glob(f"*/{name}")), name
+    there = [path for room in ("bpf", "gateway", "routing") for path in (root / room).rglob("*")]
+    for name in set(re.findall(r"`([\w/]+\.(?:py|h|c))`", README)):
+        assert any(path.match(name) for path in there), name

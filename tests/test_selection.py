@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.records import Egress, Expression, ExternalWorkload, Selector
-from gateway.selection import Workload, machines, selecting, selects
+from gateway.policies.records import Egress, Expression, ExternalWorkload, Selector
+from gateway.policies.selection import Workload, machines, selecting, selects
 
 ALL = Selector()
 WEB = Selector((("app", "web"),))

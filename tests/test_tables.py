@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway import dfa, documents, names, policy, services, tables
-from gateway.patterns import Regex
-from gateway.policy import ALL, PortRange
-from gateway.tables import Tables
+from gateway.policies import dfa, documents, names, policy, services, tables
+from gateway.policies.patterns import Regex
+from gateway.policies.policy import ALL, PortRange
+from gateway.policies.tables import Tables
 
 NUMBER = 0x1234
 

@@ -1,4 +1,4 @@
-"""`make crds`: writes the definitions of this folder from gateway/schema.py, which the file checker uses."""
+"""`make crds`: writes the definitions of this folder from the schema that the file checker uses, too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from gateway import crds
+from gateway.kubernetes import crds
 
-HEAD = "# Written by make crds: the fields are gateway/schema.py's, the rules gateway/cel.py's.\n"
+HEAD = "# Written by make crds: fields as gateway/policies/schema.py has them, rules as cel.py has.\n"
 
 
 def texts() -> dict[str, str]:

@@ -16,8 +16,9 @@ import dnslib
 
 from bpf import datapath, kernel
 from bpf.datapath import Datapath
-from gateway import cgroups, dfa, patterns
+from gateway import cgroups
 from gateway.numbers import Numbers
+from gateway.policies import dfa, patterns
 from tests.kernel import packets as p
 from tests.kernel.bench import LATER, Bench, Namespace, now
 from tests.random_patterns import SIX

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import crds
-from gateway.schema import KINDS
+from gateway.kubernetes import crds
+from gateway.policies.schema import KINDS
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Gate
 from tests.cluster.objects import NODE, OURS, create, define, delete

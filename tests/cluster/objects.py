@@ -14,10 +14,10 @@ from typing import Any
 
 import trio
 
-from gateway.api_rights import Right
-from gateway.crds import NAMES
-from gateway.schema import API_VERSION, GROUP
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes.api_rights import Right
+from gateway.kubernetes.crds import NAMES
+from gateway.kubernetes.source import Asked, Kubernetes
+from gateway.policies.schema import API_VERSION, GROUP
 from tests.cluster.apiserver import ApiServer
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.crds.__main__ import texts
-from gateway import crds, documents, schema
+from gateway.kubernetes import crds
+from gateway.policies import documents, schema
 from tests.cluster.apiserver import ApiServer, KubectlError
 from tests.refusals import REFUSALS, TEXTS, Refusal, egress, rule
 from tests.tools import build

@@ -16,12 +16,12 @@ import pytest
 import trio
 import yaml
 
-from gateway import cleanup, pod_events, startup_taint
-from gateway.api_questions import is_leaving, may_get
-from gateway.api_rights import RIGHTS
-from gateway.api_server import Door, ServerError
-from gateway.cluster import Pod
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes import cleanup, pod_events, startup_taint
+from gateway.kubernetes.api_questions import is_leaving, may_get
+from gateway.kubernetes.api_rights import RIGHTS
+from gateway.kubernetes.api_server import Door, ServerError
+from gateway.kubernetes.cluster import Pod
+from gateway.kubernetes.source import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.rendered import DEPLOY, NAMESPACE, Object, kustomized, objects, template
 from tests.tools import build

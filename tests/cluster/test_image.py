@@ -68,8 +68,8 @@ def test_what_the_manifest_runs_is_there(image: Path) -> None:
         assert run(image, "sh", "-c", f"command -v {program}")
     for option in ("--kubernetes", "--health", "--metrics", "--startup-taint", "--config"):
         assert option in run(image, "skouter", "agent", "--help")
-    for module in ("gateway.ask", "gateway.cleanup", "gateway.source_kubernetes", "gateway.health"):
-        run(image, "python", "-I", "-c", f"import {module}")
+    for module in ("ask", "kubernetes.cleanup", "kubernetes.source", "health"):
+        run(image, "python", "-I", "-c", f"import gateway.{module}")
 
 
 def test_it_trusts_the_authorities_that_debian_trusts(image: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway import documents
-from gateway.api_rights import RIGHTS_OF_GATEWAY
-from gateway.mirror import Mirror
-from gateway.records import Egress, ExternalWorkload, Object
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes.api_rights import RIGHTS_OF_GATEWAY
+from gateway.kubernetes.mirror import Mirror
+from gateway.kubernetes.source import Asked, Kubernetes
+from gateway.policies import documents
+from gateway.policies.records import Egress, ExternalWorkload, Object
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.objects import off, until
 from tests.cluster.rendered import NAMESPACE, kustomized, objects

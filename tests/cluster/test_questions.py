@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api_questions import is_leaving, may_get
-from gateway.api_server import Door, ServerError
+from gateway.kubernetes.api_questions import is_leaving, may_get
+from gateway.kubernetes.api_server import Door, ServerError
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Gate
 from tests.cluster.objects import RBAC, create, delete, patch

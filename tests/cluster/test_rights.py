@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway import api_questions
-from gateway.api_objects import Condition
-from gateway.api_rights import RIGHTS, Right
-from gateway.api_server import ServerError
-from gateway.cluster import Node
-from gateway.pod_events import Told
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes import api_questions
+from gateway.kubernetes.api_objects import Condition
+from gateway.kubernetes.api_rights import RIGHTS, Right
+from gateway.kubernetes.api_server import ServerError
+from gateway.kubernetes.cluster import Node
+from gateway.kubernetes.pod_events import Told
+from gateway.kubernetes.source import Asked, Kubernetes
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.objects import NODE, OURS, RBAC, create, delete, egress, off, rules
 from tests.cluster.test_source import FAST

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import trio
 
-from gateway.api_rights import RIGHTS
-from gateway.crds import NAMES
-from gateway.follow import Pace
-from gateway.records import Egress, ExternalWorkload
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes.api_rights import RIGHTS
+from gateway.kubernetes.crds import NAMES
+from gateway.kubernetes.follow import Pace
+from gateway.kubernetes.source import Asked, Kubernetes
+from gateway.policies.records import Egress, ExternalWorkload
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Answer, Gate
 from tests.cluster.objects import (

@@ -19,7 +19,7 @@ AGENT = f"""
 import json, resource, sys, time
 from pathlib import Path
 import trio
-from gateway.source_kubernetes import Kubernetes
+from gateway.kubernetes.source import Kubernetes
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from gateway import api_writer, pod_events
-from gateway.records import Problem
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes import api_writer, pod_events
+from gateway.kubernetes.source import Asked, Kubernetes
+from gateway.policies.records import Problem
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.gate import Gate
 from tests.cluster.objects import (

@@ -1,4 +1,4 @@
-"""gateway/succession.py and duties.py with real agents of one node: upgrades, the DaemonSet's end, health."""
+"""succession.py and duties.py with real agents of one node: upgrades, the DaemonSet's end, health."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway import bulletin, startup_taint, status, succession
-from gateway.api_questions import DAEMONSET
-from gateway.api_rights import RIGHTS
-from gateway.api_server import Door, ServerError
+from gateway import bulletin, status
 from gateway.ask import ask
-from gateway.source_kubernetes import Asked, Kubernetes
+from gateway.kubernetes import startup_taint, succession
+from gateway.kubernetes.api_questions import DAEMONSET
+from gateway.kubernetes.api_rights import RIGHTS
+from gateway.kubernetes.api_server import Door, ServerError
+from gateway.kubernetes.source import Asked, Kubernetes
+from gateway.kubernetes.succession import Parting, parting
 from gateway.states import EngineError, is_owned
-from gateway.succession import Parting, parting
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.objects import RBAC, create, delete, following, off, rules

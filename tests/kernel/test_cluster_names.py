@@ -14,8 +14,9 @@ from collections import Counter
 import pytest
 
 from bpf.contract import contract
-from gateway import dfa, names, patterns, ranges
+from gateway import ranges
 from gateway.numbers import Numbers, Options, _option_rows
+from gateway.policies import dfa, names, patterns
 from tests.kernel import fuzz
 from tests.kernel import packets as p
 from tests.kernel.bench import Bench

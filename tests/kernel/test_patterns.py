@@ -11,8 +11,8 @@ from random import Random
 import pytest
 
 from bpf import kernel
-from gateway import dfa, patterns
 from gateway.numbers import Numbers
+from gateway.policies import dfa, patterns
 from tests.kernel import packets as p
 from tests.kernel.bench import Bench
 from tests.kernel.test_dns_reader import POLICY, Reader, simple

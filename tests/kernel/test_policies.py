@@ -1,8 +1,8 @@
 """From a policy to the kernel's verdict, against what the policy says when it is simply read.
 
-Random policies are compiled to rows (gateway/tables.py), the rows are laid into the real tables, packets are
-run through the real programs. The other judge walks over the policy's peers one by one. Policies follow one
-another in one place, by the steps that the agent would take.
+Random policies are compiled to rows (gateway/policies/tables.py), the rows are laid into the real tables,
+packets are run through the real programs. The other judge walks over the policy's peers one by one. Policies
+follow one another in one place, by the steps that the agent would take.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpf.datapath import write
-from gateway import names, tables
-from gateway.documents import Block
-from gateway.policy import Peer, Policy, PortRange, contains, merge
+from gateway.policies import names, tables
+from gateway.policies.documents import Block
+from gateway.policies.policy import Peer, Policy, PortRange, contains, merge
 from tests.kernel import packets as p
 from tests.kernel.bench import Bench
 from tests.kernel.test_dns_reader import Reader, simple

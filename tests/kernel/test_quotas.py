@@ -20,11 +20,12 @@ import pytest
 from bpf import events, kernel
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from gateway import allow, place, policy, room
+from gateway import place, room
 from gateway.automata import Made
 from gateway.engine import Engine
 from gateway.homes import Homes
 from gateway.numbers import Numbers, Options
+from gateway.policies import allow, policy
 from gateway.room import Room
 from tests.kernel import packets as p
 from tests.kernel import test_sockets

@@ -11,8 +11,8 @@ import pytest
 from bpf import kernel, share
 from bpf.contract import contract
 from bpf.datapath import Datapath
-from gateway.facts import Fact
-from gateway.ledger import Ledger
+from gateway.peers.facts import Fact
+from gateway.peers.ledger import Ledger
 from tests.kernel import packets as p
 from tests.kernel.bench import SECOND, Bench, now
 from tests.network.circle import Circle, in_a_circle, until
@@ -168,7 +168,7 @@ def test_random_facts_are_what_a_dictionary_of_latest_ends_says(b: Bench) -> Non
     assert all(0 <= found[key] - end < 2 * SECOND for key, end in latest.items())
 
 
-# ---- As facts: gateway/ledger.py
+# ---- As facts: gateway/peers/ledger.py
 
 DIGEST, SHARED, NOWHERE = b"d" * 16, b"s" * 16, b"n" * 16
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import trio
 
-from gateway import facts, sealing
-from gateway.facts import Fact, Hello, Message
-from gateway.members import Pace
-from gateway.peers import Peers, Store
-from gateway.sealing import Keys
+from gateway.peers import facts, sealing
+from gateway.peers.facts import Fact, Hello, Message
+from gateway.peers.members import Pace
+from gateway.peers.sealing import Keys
+from gateway.peers.talk import Peers, Store
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 SOON = 10  # seconds: what takes longer has gone wrong

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import documents, settings
+from gateway import settings
 from gateway.plan import plan, select
+from gateway.policies import documents
 from tests.network.conftest import REFUSED4, ZONE
 from tests.network.daemon import WEB, Host, document
 from tests.network.test_agent import host

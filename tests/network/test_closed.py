@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from gateway import allow, place, policy
+from gateway import place
 from gateway.cgroups import remove_cgroup
 from gateway.engine import Engine
 from gateway.numbers import Options
+from gateway.policies import allow, policy
 from tests.kernel.bench import Namespace, inside
 from tests.topology import PREFIX, remove_instance, sweep
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from bpf.contract import contract
-from gateway import allow, cgroups, enforcement, place, policy
+from gateway import cgroups, enforcement, place
 from gateway.enforcement import Enforcement, Outcome
 from gateway.engine import Engine
 from gateway.numbers import Options
 from gateway.plan import Plan, Wanted
+from gateway.policies import allow, policy
 from routing.own import UNKNOWN
 from tests.topology import Lab
 

@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
 from bpf.events import pack_address
-from gateway import names, patterns, place, policy, resolvers
+from gateway import place, resolvers
 from gateway.engine import Engine
 from gateway.numbers import Options
-from gateway.policy import Peer, PortRange
-from gateway.records import Block
+from gateway.policies import names, patterns, policy
+from gateway.policies.policy import Peer, PortRange
+from gateway.policies.records import Block
 from tests.kernel.bench import Namespace, inside
 from tests.topology import PREFIX, remove_instance, sweep
 from tests.variants import environment, variant

@@ -21,9 +21,10 @@ import pytest
 from dnslib import QTYPE, RR, A, DNSRecord
 
 from bpf.events import address
-from gateway import allow, cgroups, place, policy, resolvers, status
+from gateway import cgroups, place, resolvers, status
 from gateway.engine import Engine
 from gateway.numbers import Options
+from gateway.policies import allow, policy
 from routing import own
 from routing.own import UNKNOWN, Home
 from tests.kernel.bench import Namespace, inside

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from gateway import allow, cgroups, moving, policy, resolvers
+from gateway import cgroups, moving, resolvers
 from gateway.engine import Held
 from gateway.numbers import OWNED, Options
+from gateway.policies import allow, policy
 from tests.kernel.bench import inside
 from tests.network.test_homes import ALLOWED, ELSEWHERE, NAME, OPEN, RESOLVER, SITE, World
 

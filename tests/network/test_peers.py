@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import trio
 
-from gateway import members
-from gateway.facts import Answer, Done, Dump, DumpRequest, Fact, Query, pack, unpack
-from gateway.peers import Peers
-from gateway.sealing import Keys
+from gateway.peers import members
+from gateway.peers.facts import Answer, Done, Dump, DumpRequest, Fact, Query, pack, unpack
+from gateway.peers.sealing import Keys
+from gateway.peers.talk import Peers
 from routing.own import own_addresses
 from tests.kernel.bench import Namespace
 from tests.network.circle import (

@@ -14,9 +14,9 @@ from time import time
 import pytest
 import trio
 
-from gateway import facts
-from gateway.facts import Answer, Done, Dump, DumpRequest, Fact, Hello, Push, Query, pack
-from gateway.peers import Peers
+from gateway.peers import facts
+from gateway.peers.facts import Answer, Done, Dump, DumpRequest, Fact, Hello, Push, Query, pack
+from gateway.peers.talk import Peers
 from tests.network.circle import (
     DIGEST,
     PEER,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cgroups
-from gateway.pod_homes import PodHomes
+from gateway.kubernetes.pod_homes import PodHomes
 from routing.own import home_of
 from tests.topology import end, wait_for
 

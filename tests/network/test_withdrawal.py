@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from gateway import allow, place, policy, resolvers
+from gateway import place, resolvers
 from gateway.engine import Engine, Held
 from gateway.numbers import Options
-from gateway.records import Rule
+from gateway.policies import allow, policy
+from gateway.policies.records import Rule
 from tests.network.workload import python
 from tests.topology import DNS4, Lab, end, wait_for
 
@@ -60,7 +61,7 @@ class Workload:
 
 
 def wanted(*texts: str, regex: str = "") -> policy.Policy:
-    from gateway import patterns
+    from gateway.policies import patterns
 
     egress = allow.egress(list(texts), audit=False)
     egress = type(egress)(

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway import documents, settings
+from gateway import settings
 from gateway.cloud import settings as cloud_settings
+from gateway.policies import documents
 from tests.terraform.harness import ROOT, Terraform
 
 # Resources and data sources whose values are secrets, which a state holds as they are.

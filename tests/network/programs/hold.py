@@ -12,10 +12,11 @@ import json
 import sys
 from typing import Any
 
-from gateway import allow, place, policy, resolvers
+from gateway import place, resolvers
 from gateway.commands import admit, dismiss
 from gateway.engine import Engine
 from gateway.numbers import Options
+from gateway.policies import allow, policy
 from routing.own import home
 
 

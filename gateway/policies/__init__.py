@@ -1,0 +1,1 @@
+"""What a policy says, from its text to the tables of the kernel: no I/O, no clock."""
