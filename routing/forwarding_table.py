@@ -136,10 +136,9 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
     made.rule(
         "judge", TCP, _marked(wanted.marks, wanted.marks.steered), ACCEPT
     )  # to a listener here, by a rule
-    answers = _is(DIRECTION, "reply"), _state("related")
     known = {"|": [{"&": [MARK, 0xFFFFFFFF & ~wanted.marks.mask]}, wanted.marks.guarded]}
     for too_big in TOO_BIG:  # of a router that has a client's address
-        made.rule("judge", *answers, *too_big, _set_mark(known), ACCEPT)
+        made.rule("judge", _state("related"), *too_big, _set_mark(known), ACCEPT)
     made.rule("judge", _state("invalid"), {"goto": {"target": "unknown"}})
     stands = {"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]}
     made.rule("judge", _marked(wanted.marks, wanted.marks.admitted), _set_mark(stands), ACCEPT)

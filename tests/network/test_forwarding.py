@@ -321,6 +321,10 @@ def test_the_segments_of_a_connection_fit_the_smallest_link(gateway: Yard, versi
     assert all(1200 < size <= 1400 - header for size in sizes)
 
 
+ROUTER = {4: "10.8.0.9", 6: "fd08::9"}
+CLIENTS_ROUTER = {4: "10.9.0.9", 6: "fd09::9"}
+
+
 def too_big(version: int, from_: str, to: str, quoted: bytes, mtu: int) -> bytes:
     """RFC 792 and 1191; RFC 4443."""
     if version == 4:
@@ -350,25 +354,30 @@ def test_what_a_router_outside_tells_of_a_packets_size_reaches_the_client(
 
 
 @families
-def test_what_a_router_inside_tells_of_a_packets_size_reaches_the_server(gateway: Yard, version: int) -> None:
-    """It is no client, and no program marks it."""
-    router, length = {4: ("10.8.0.9", 32), 6: ("fd08::9", 128)}[version]
-    gateway.client.ip(f"addr add {router}/{length} dev eth0")
-    gateway.gateway.ip(f"route add {router} via {CLIENT[version]}")
+@pytest.mark.parametrize("router", [ROUTER, CLIENTS_ROUTER], ids=["of its own", "a client's"])
+def test_what_a_router_inside_tells_of_a_packets_size_reaches_the_server(
+    gateway: Yard, version: int, router: dict[int, str]
+) -> None:
+    """By whichever address, no program marks it."""
+    address = router[version]
+    length = {4: 32, 6: 128}[version]
+    gateway.client.ip(f"addr add {address}/{length} dev eth0")
+    gateway.gateway.ip(f"route add {address} via {CLIENT[version]}")
     answer = packet(version, WORLD[version], CLIENT[version], UDP, udp(6000, PORT, bytes(64)))
     try:
         with gateway.udp("world", version, PORT) as server, gateway.udp("client", version, 6000) as client:
             client.sendto(b"question", (WORLD[version], PORT))
             server.recvfrom(99)
+            gateway.admit("")
             gateway.seen()
-            gateway.send_raw("client", too_big(version, router, WORLD[version], answer[:100], 1320))
+            gateway.send_raw("client", too_big(version, address, WORLD[version], answer[:100], 1320))
             (told,) = [one for one in gateway.seen() if (1320).to_bytes(2) in one]
         assert str(source(told)) == OUTSIDE[version]
-        gateway.send_raw("client", packet(version, router, WORLD[version], UDP, udp(9, 9, b"anything else")))
-        assert not any(b"anything else" in one for one in gateway.seen())
+        gateway.send_raw("client", packet(version, address, WORLD[version], UDP, udp(9, 9, b"anything else")))
+        assert not any(is_transport(one) for one in gateway.seen())
     finally:
-        gateway.gateway.ip(f"route del {router}")
-        gateway.client.ip(f"addr del {router}/{length} dev eth0")
+        gateway.gateway.ip(f"route del {address}")
+        gateway.client.ip(f"addr del {address}/{length} dev eth0")
 
 
 # ---- Refused ----------------------------------------------------------------------------------------------
