@@ -129,6 +129,10 @@ def _capture(made: _Table, wanted: Forwarding) -> None:
 
 def _guard(made: _Table, wanted: Forwarding) -> None:
     made.chain("judge")
+    admitted = _marked(wanted.marks, wanted.marks.admitted)
+    stands = _set_mark({"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]})
+    # Most packets: where the connection's first one came from was looked at then.
+    made.rule("judge", admitted, _state("established"), _is(DIRECTION, "original"), stands, ACCEPT)
     if not wanted.is_one_armed:  # who forges the address of a client behind another interface
         way_back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
         made.rule("judge", _is(way_back, False), COUNTER, DROP)
@@ -140,8 +144,7 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
     for too_big in TOO_BIG:  # of a router that has a client's address
         made.rule("judge", _state("related"), *too_big, _set_mark(known), ACCEPT)
     made.rule("judge", _state("invalid"), {"goto": {"target": "unknown"}})
-    stands = {"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]}
-    made.rule("judge", _marked(wanted.marks, wanted.marks.admitted), _set_mark(stands), ACCEPT)
+    made.rule("judge", admitted, stands, ACCEPT)
     made.rule("judge", {"goto": {"target": "refuse"}})
     made.chain("guard", "filter", "prerouting", AFTER_DSTNAT)
     for client in _from_clients(wanted):
