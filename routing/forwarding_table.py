@@ -79,11 +79,12 @@ class Forwarding:
 
 def table(name: str, wanted: Forwarding) -> tuple[Json, ...]:
     made = _Table(name)
-    made.set("inside", "ifname", sorted(wanted.inside))
-    made.set("outside", "ifname", sorted(wanted.outside))
+    made.group("inside", "ifname", sorted(wanted.inside))
+    made.group("outside", "ifname", sorted(wanted.outside))
     for version in wanted.versions:
         kind = "ipv4_addr" if version == 4 else "ipv6_addr"
-        made.set(f"clients{version}", kind, [*map(_element, wanted.clients_of(version))], flags=["interval"])
+        clients = [*map(_element, wanted.clients_of(version))]
+        made.group(f"clients{version}", kind, clients, flags=["interval"])
     _refusals(made)
     _capture(made, wanted)
     _guard(made, wanted)
@@ -122,7 +123,7 @@ def _capture(made: _Table, wanted: Forwarding) -> None:
         return
     elsewhere = HERE if wanted.dns_port == DNS else [kind for kind in HERE if kind != "local"]
     where = [_is(_kind("daddr"), kind) for kind in kinds] or [_is_not(_kind("daddr"), {"set": elsewhere})]
-    for client in _from_clients(wanted):
+    for client in _from_clients(made, wanted):
         question = _is(_field("udp", "dport"), DNS)
         made.rule("capture", *client, question, *where, {"redirect": {"port": wanted.dns_port}})
 
@@ -131,11 +132,12 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
     made.chain("judge")
     admitted = _marked(wanted.marks, wanted.marks.admitted)
     stands = _set_mark({"&": [MARK, 0xFFFFFFFF & ~wanted.marks.steered]})
-    # Most packets: where the connection's first one came from was looked at then.
+    # By far the most; where the connection's first one came from was looked at then.
     made.rule("judge", admitted, _state("established"), _is(DIRECTION, "original"), stands, ACCEPT)
     if not wanted.is_one_armed:  # who forges the address of a client behind another interface
         way_back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
         made.rule("judge", _is(way_back, False), COUNTER, DROP)
+    made.rule("judge", admitted, _state("new"), stands, ACCEPT)
     made.rule("judge", _is(_kind("daddr"), {"set": HERE}), ACCEPT)
     made.rule(
         "judge", TCP, _marked(wanted.marks, wanted.marks.steered), ACCEPT
@@ -147,7 +149,7 @@ def _guard(made: _Table, wanted: Forwarding) -> None:
     made.rule("judge", admitted, stands, ACCEPT)
     made.rule("judge", {"goto": {"target": "refuse"}})
     made.chain("guard", "filter", "prerouting", AFTER_DSTNAT)
-    for client in _from_clients(wanted):
+    for client in _from_clients(made, wanted):
         made.rule("guard", *client, {"goto": {"target": "judge"}})
 
 
@@ -158,10 +160,10 @@ def _forward(made: _Table, wanted: Forwarding) -> None:
     made.rule("forward", _is(is_first, "syn"), {"mangle": clamp})
     made.rule("forward", _is(DIRECTION, "reply"), _state("established", "related"), ACCEPT)
     marks = wanted.marks
-    for client in _from_clients(wanted):
+    for client in _from_clients(made, wanted):
         admitted = {"|": [MARK, marks.steered]}
         made.rule("forward", *client, _marked(marks, marks.guarded), _set_mark(admitted), ACCEPT)
-    inside = _is({"meta": {"key": "iifname"}}, "@inside")  # from routers there, which are no clients
+    inside = _is(INPUT, made.among("inside"))  # from routers there, which are no clients
     for too_big in TOO_BIG:
         made.rule("forward", inside, _state("related"), *too_big, ACCEPT)
     made.rule("forward", DROP)  # where the chain is there already and its policy is not
@@ -179,12 +181,13 @@ def _translate(made: _Table, wanted: Forwarding) -> None:
             if address is None:
                 continue
             source = {"snat": {"addr": str(address), "family": FAMILIES[version]}}
+        clients = made.among(f"clients{version}")
         leaves = [
-            _is({"meta": {"key": "oifname"}}, "@outside"),
-            _is(_field(FAMILIES[version], "saddr"), f"@clients{version}"),
-            _is_not(_field(FAMILIES[version], "daddr"), f"@clients{version}"),
+            _is(_field(FAMILIES[version], "saddr"), clients),
+            _is({"meta": {"key": "oifname"}}, made.among("outside")),
+            _is_not(_field(FAMILIES[version], "daddr"), clients),
         ]
-        made.rule("translate", _is({"meta": {"key": "iifname"}}, "@inside"), *leaves, source)
+        made.rule("translate", _is(INPUT, made.among("inside")), *leaves, source)
         # This host's own addresses may be among its clients': one NIC does both.
         made.rule("private", *leaves, _is_not(_kind("saddr"), "local"), COUNTER, DROP)
 
@@ -192,11 +195,11 @@ def _translate(made: _Table, wanted: Forwarding) -> None:
 def _questions(made: _Table, wanted: Forwarding) -> None:
     made.chain("questions", "filter", "input", FILTER)
     question = [
-        _is_not({"meta": {"key": "iifname"}}, "lo"),
+        _is_not(INPUT, "lo"),
         _is({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}),
         _is(_field("th", "dport"), {"set": sorted({DNS, wanted.dns_port})}),
     ]
-    for client in _from_clients(wanted):
+    for client in _from_clients(made, wanted):
         made.rule("questions", *client, *question, ACCEPT)
     made.rule("questions", *question, DROP)
 
@@ -208,6 +211,7 @@ DROP: Json = {"drop": None}
 COUNTER: Json = {"counter": None}
 RESET: Json = {"reject": {"type": "tcp reset"}}
 MARK: Json = {"meta": {"key": "mark"}}
+INPUT: Json = {"meta": {"key": "iifname"}}
 DIRECTION: Json = {"ct": {"key": "direction"}}
 
 
@@ -246,10 +250,10 @@ def _set_mark(value: Json) -> Json:
     return {"mangle": {"key": MARK, "value": value}}
 
 
-def _from_clients(wanted: Forwarding) -> Iterator[list[Json]]:
-    inside = _is({"meta": {"key": "iifname"}}, "@inside")
+def _from_clients(made: _Table, wanted: Forwarding) -> Iterator[list[Json]]:
+    inside = _is(INPUT, made.among("inside"))
     for version in wanted.versions:
-        yield [inside, _is(_field(FAMILIES[version], "saddr"), f"@clients{version}")]
+        yield [_is(_field(FAMILIES[version], "saddr"), made.among(f"clients{version}")), inside]
 
 
 def _element(network: Network) -> Any:
@@ -264,9 +268,16 @@ class _Table:
     def __init__(self, name: str) -> None:
         self.place: Json = {"family": FAMILY, "table": name}
         self.objects: list[Json] = [{"table": {"family": FAMILY, "name": name}}]
+        self._groups: dict[str, Any] = {}
 
-    def set(self, name: str, kind: str, elements: list[Any], **more: Any) -> None:
-        self.objects.append({"set": {**self.place, "name": name, "type": kind, "elem": elements, **more}})
+    def group(self, name: str, kind: str, elements: list[Any], **more: Any) -> None:
+        """What rules ask for by `among`: a set, unless it is one element, which is compared faster."""
+        self._groups[name] = elements[0] if len(elements) == 1 else f"@{name}"
+        if len(elements) != 1:
+            self.objects.append({"set": {**self.place, "name": name, "type": kind, "elem": elements, **more}})
+
+    def among(self, name: str) -> Any:
+        return self._groups[name]
 
     def chain(
         self, name: str, kind: str = "", hook: str = "", priority: int = 0, policy: str = "accept"

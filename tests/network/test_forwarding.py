@@ -172,7 +172,7 @@ def test_other_wishes_take_its_place_and_are_known_again(gateway: Yard, more: di
     [
         (["nft", "flush", "ruleset"], "wrote table"),
         (["nft", "flush", "chain", "inet", f"{NAME}-gateway", "guard"], "wrote table"),
-        (["nft", "delete element inet", f"{NAME}-gateway", "inside { in0 }"], "wrote table"),
+        (["nft", "insert rule inet", f"{NAME}-gateway", "judge accept"], "wrote table"),
         (["ip", "rule", "del", "priority", str(PRIORITIES[1])], "wrote rules"),
         (["ip", "-6", "rule", "add", "priority", str(PRIORITIES[0]), "goto", "56"], "wrote rules"),
         (["sysctl", "-w", "net.ipv4.conf.in0.forwarding=0"], "net.ipv4.conf.in0.forwarding=1"),
