@@ -129,7 +129,8 @@ def _settings(wanted: Forwarding, host: Host) -> tuple[Setting, ...]:
     to it and without a mark, which the rules refuse. The table checks what clients send, in both families.
     No redirects: the table drops them, but they would take from the rate of refusals (ip_rt_error_burst)."""
     made = [
-        Setting("netfilter/nf_conntrack_tcp_loose", 0),  # forwarding_table.py: the end of a gateway
+        # forwarding_table.py: the end of a gateway
+        Setting("netfilter/nf_conntrack_tcp_loose", int(wanted.snat == "none")),
         # What is out of its window would be as unknown, and RST would end a connection that is well alive.
         Setting("netfilter/nf_conntrack_tcp_be_liberal", 1),
         Setting("netfilter/nf_conntrack_tcp_timeout_established", IDLE),

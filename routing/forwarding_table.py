@@ -20,7 +20,8 @@ Rules this file obeys:
   flushes nftables stops forwarding, and nothing leaves without SNAT until the table is written again.
 
 The connections of a gateway that died arrive here in mid-stream. Without nf_conntrack_tcp_loose they belong
-to no connection (`invalid`), and the client is sent RST at once.
+to no connection (`invalid`), and the client is sent RST at once. Where nothing is translated they go on here,
+whoever speaks first: conntrack takes them for new ones, which began where that end is.
 
 Source: nft(8), nft_reject(4.20: prerouting since Linux 5.9), RFC 4884, RFC 8201 (packet too big).
 """
@@ -166,6 +167,11 @@ def _forward(made: _Table, wanted: Forwarding) -> None:
     inside = _is(INPUT, made.among("inside"))  # from routers there, which are no clients
     for too_big in TOO_BIG:
         made.rule("forward", inside, _state("related"), *too_big, ACCEPT)
+    if wanted.snat == "none":
+        for version in wanted.versions:
+            to_client = _is(_field(FAMILIES[version], "daddr"), made.among(f"clients{version}"))
+            goes_on = _is({"&": [_field("tcp", "flags"), "syn"]}, 0)
+            made.rule("forward", _is(INPUT, made.among("outside")), to_client, goes_on, ACCEPT)
     made.rule("forward", DROP)  # where the chain is there already and its policy is not
 
 

@@ -458,29 +458,57 @@ def test_a_segment_of_a_connection_that_nobody_knows_is_answered_with_rst(
     assert not any(b"data" in one for one in gateway.seen())
 
 
-@families
-def test_connections_of_a_gateway_that_died_end_at_once(yard: Yard, version: int) -> None:
-    """Here: of a router without NAT, whom this gateway follows."""
+@contextmanager
+def moved(yard: Yard, version: int, **more: object) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection through a router without NAT, which this gateway follows."""
     way = {4: "10.9.0.0/24 via 192.0.2.1", 6: "fd09::/64 via 2001:db8:2::1"}[version]
     yard.world.ip(f"route add {way}")
     yard.gateway.checked("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
     try:
         with connected(yard, version) as (client, served):
             assert served.getpeername()[0] == CLIENT[version]
-            yard.apply()
+            yard.apply(**more)
             yard.admit()
             yard.seen()
-            client.sendall(b"in mid-stream")
-            begun = time.monotonic()
-            with pytest.raises(ConnectionResetError):
-                client.recv(9)
-            assert time.monotonic() - begun < 1
-        assert not any(b"in mid-stream" in one for one in yard.seen())
+            yield client, served
     finally:
         yard.world.ip(f"route del {way}")
         yard.gateway.checked("nft", "flush", "ruleset")
         yard.remove()
         yard.gateway.checked("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+
+
+@families
+def test_connections_of_a_gateway_that_died_end_at_once(yard: Yard, version: int) -> None:
+    with moved(yard, version) as (client, _):
+        client.sendall(b"in mid-stream")
+        begun = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            client.recv(9)
+        assert time.monotonic() - begun < 1
+        assert not any(b"in mid-stream" in one for one in yard.seen())
+
+
+@families
+@pytest.mark.parametrize("first", [0, 1], ids=["the client", "the world"])
+def test_where_nothing_is_translated_they_go_on_whoever_speaks_first(
+    yard: Yard, version: int, first: int
+) -> None:
+    with moved(yard, version, snat="none") as ends:
+        for one, other in (ends[first], ends[1 - first]), (ends[1 - first], ends[first]):
+            one.sendall(b"in mid-stream")
+            other.settimeout(3)
+            assert other.recv(99) == b"in mid-stream"
+
+
+@families
+def test_but_nobody_outside_begins_any(yard: Yard, version: int) -> None:
+    with (
+        moved(yard, version, snat="none"),
+        yard.listener("client", version, PORT),
+        pytest.raises(TimeoutError),
+    ):
+        yard.in_("world", lambda: socket.create_connection((CLIENT[version], PORT), 0.5))
 
 
 # ---- Attacks ----------------------------------------------------------------------------------------------
