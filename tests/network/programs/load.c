@@ -296,13 +296,21 @@ static void *serve_one(void *which)
 	return NULL;
 }
 
-static void *serve_streams(void *unused)
+/* Before anybody is told that we have started. */
+static int bound(int kind, int port)
 {
-	struct sockaddr_in here = address_of("0.0.0.0", 8080);
-	int listener = open_socket(SOCK_STREAM);
+	struct sockaddr_in here = address_of("0.0.0.0", port);
+	int sock = open_socket(kind);
 
-	if (bind(listener, (void *)&here, sizeof(here)) || listen(listener, 128))
+	if (bind(sock, (void *)&here, sizeof(here)) || (kind == SOCK_STREAM && listen(sock, 128)))
 		exit(6);
+	return sock;
+}
+
+static void *serve_streams(void *listening)
+{
+	int listener = (long)listening;
+
 	while (!done) {
 		int sock = accept(listener, NULL, NULL);
 		struct timeval limit = {.tv_sec = 10};
@@ -314,17 +322,15 @@ static void *serve_streams(void *unused)
 		pthread_create(&thread, NULL, serve_one, (void *)(long)sock);
 		pthread_detach(thread);
 	}
-	return unused;
+	return NULL;
 }
 
-static void *serve_datagrams(void *unused)
+static void *serve_datagrams(void *listening)
 {
-	struct sockaddr_in here = address_of("0.0.0.0", 8081), from;
-	int sock = open_socket(SOCK_DGRAM);
+	int sock = (long)listening;
+	struct sockaddr_in from;
 	char byte;
 
-	if (bind(sock, (void *)&here, sizeof(here)))
-		exit(7);
 	while (!done) {
 		socklen_t size = sizeof(from);
 
@@ -334,7 +340,7 @@ static void *serve_datagrams(void *unused)
 			note(&serve_failed, "answering a datagram", served);
 		served++;
 	}
-	return unused;
+	return NULL;
 }
 
 static void *try_denied(void *unused)
@@ -365,6 +371,7 @@ int main(int words, char **word)
 {
 	void *(*tasks[])(void *) = {ask_for_names, ask_for_names, ask_slowly,      use_held,
 				    serve_streams, serve_datagrams, try_denied};
+	long given[7] = {0, 1}; /* two ask for names, each for every other one */
 	pthread_t threads[7];
 	char byte;
 
@@ -376,9 +383,11 @@ int main(int words, char **word)
 	rate = atof(word[4]);
 	denied = address_of(word[5], 9);
 	open_held();
+	given[4] = bound(SOCK_STREAM, 8080);
+	given[5] = bound(SOCK_DGRAM, 8081);
 	started = now();
-	for (long i = 0; i < 7; i++)
-		pthread_create(&threads[i], NULL, tasks[i], (void *)(long)(i == 1));
+	for (int i = 0; i < 7; i++)
+		pthread_create(&threads[i], NULL, tasks[i], (void *)given[i]);
 	puts("started");
 	fflush(stdout);
 	while (read(0, &byte, 1) > 0)
