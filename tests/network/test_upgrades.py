@@ -29,7 +29,7 @@ from tests.network.conftest import MANY_NETWORK, REFUSED4
 from tests.topology import ATTACKER, DNS4, PATIENCE, Lab, end
 from tests.variants import environment, variant
 
-SWAPS = int(os.environ.get("SKOUTER_SWAPS", "20"))
+SWAPS = int(os.environ.get("SKOUTER_SWAPS", "12"))
 SEED = int(os.environ.get("SKOUTER_SEED", "20"))
 RATE = 500
 TTL = 8  # seconds
