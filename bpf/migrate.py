@@ -9,7 +9,8 @@ is copied. In this order, since each step needs the one before:
     prepare     policies, which only an agent writes (and it is locked out), then workloads
     (attach)    by the caller, behind the old programs
     catch_up    sockets, in whose namespace a question counts; then questions, whose answers teach the grants;
-                then grants, and flows and peers outside, each with its rings
+                then grants, and flows and peers outside, each with its rings; at last, how far these were
+                written
     flip        counters, events; the new half decides, then the old is put in the shadow
 
 Rules this file obeys:
@@ -46,6 +47,8 @@ Sockets = Callable[[int], Iterable[tuple[int, bytes]]]
 QUESTIONS = ("tallies", "question_ring", "questions")
 GRANTS = ("holdings", "grant_ring", "grants")
 FLOWS = ("flow_ring", "flows", "inbound_ring", "inbounds")
+TURNS = {"holdings": ("number",), "tallies": ("questions", "flows", "inbounds")}  # how far rings were written
+SPARE = 64  # places that are left out, since the programs take some while they are counted
 MOVING = (*QUESTIONS, *GRANTS, *FLOWS, "carried")
 SCRATCH = (
     *("slates", "claims", "paces", "fragments", "listeners", "misses"),
@@ -97,7 +100,25 @@ class Migration:
             if names == ("carried",):
                 self._carry(sockets)
             kernel.wait_for_programs()
+        self._go_on_behind_both()
         self._carry(sockets)
+
+    def _go_on_behind_both(self) -> None:
+        """While its rings had gaps the new half passed over less than the old one, and counted more places.
+        Where it began behind what it has now, the newest rows would be in its way, or the first to go."""
+        for name, fields in TURNS.items():
+            rows = Rows(self, name)
+            for key in rows.keys_of_old():
+                made = fitting(name, rows.key, key)
+                mine, theirs = self.new[name].get(made), rows.old_value(key)
+                if mine is None or theirs is None:
+                    continue
+                row = contract().unpack(rows.wanted.value, fitting(name, rows.convert, theirs))
+                if bytes(contract().ffi.buffer(row)) == bytes(contract().ffi.buffer(mine)):
+                    continue
+                for field in fields:
+                    setattr(row, field, max(getattr(row, field), getattr(mine, field)) + SPARE)
+                self._put(name, made, bytes(contract().ffi.buffer(row)))
 
     def flip(self) -> None:
         """The new half decides. When the old one is in the shadow, only the new one does."""
